@@ -1,0 +1,106 @@
+"""Train a tokenizer from a recipe."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_fabric import Fabric
+
+from provq.errors import UsageError
+from provq.recipe import Recipe, build_parts, load
+from provq.tokenizer import Tokenizer
+from provq.training.checkpoint import newest_step
+from provq.training.log import Log, show_skipped, shown
+from provq.training.loop import fit
+
+# What may differ between a run and its continuation: none of these changes a number.
+_FREE = frozenset({"workers", "log_every", "checkpoint_every", "keep_checkpoints"})
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    resume: Literal["never", "auto"] = "never",
+) -> Tokenizer:
+    """Train a tokenizer and leave it, with its log and checkpoints, in a folder.
+
+    Args:
+        recipe: A shipped name, a YAML file, a mapping, or a loaded recipe.
+        out: The folder of the run.
+        overrides: `key=value` changes of the recipe.
+        resume: "auto" goes on from the newest checkpoint in `out` where there is one; "never" refuses such a folder.
+
+    Returns:
+        The trained tokenizer, in evaluation mode.
+
+    Raises:
+        UsageError: The recipe is wrong, or `out` holds a run that is not to be resumed or had another recipe.
+        UserError: The data cannot be read, or training diverged.
+    """
+    out = Path(out)
+    recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
+    parts = build_parts(recipe)
+    first_step = newest_step(out) or 0
+    _claim(out, recipe, resume, first_step)
+    training = parts.training
+    fabric = Fabric(devices=training.devices, precision=training.precision)
+    fabric.launch()
+    items = parts.modality.training_items(training.seed)
+    held_out = parts.modality.held_out_items()
+    records = fit(
+        parts.tokenizer,
+        training,
+        parts.schedule,
+        parts.objective,
+        items,
+        held_out,
+        fabric=fabric,
+        out=out,
+    )
+    if not fabric.is_global_zero:
+        for _ in records:
+            pass
+        return parts.tokenizer.eval()
+    log = Log(out, first_step)
+    skipped: dict[str, str] = {}
+    started = time.monotonic()
+    with shown(records, steps=training.steps, first_step=first_step, title=out.name) as visible:
+        for record in visible:
+            skipped |= record.get("skipped", {})
+            log.write({**record, "seconds": round(time.monotonic() - started, 3)})
+    log.close()
+    show_skipped(skipped)
+    return parts.tokenizer.eval()
+
+
+def _claim(out: Path, recipe: Recipe, resume: str, first_step: int) -> None:
+    """Make the folder of the run, or see to it that the run in it is the one to go on with."""
+    path = out / "recipe.yaml"
+    if path.is_file():
+        if resume != "auto":
+            raise UsageError(f"{out} already holds a run; go on with it by --resume auto, or choose another --out")
+        difference = _difference(load(path).tables, load(recipe.tables).tables)
+        if difference and first_step:
+            raise UsageError(f"{out} was begun with another recipe: {difference}; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(recipe.to_yaml())
+    os.replace(unfinished, path)
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> str:
+    """The first key by which two recipes would give other numbers, in words; empty where there is none."""
+    for key in [*before, *(key for key in now if key not in before)]:
+        name = f"{place}{key}"
+        was, is_now = before.get(key), now.get(key)
+        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
+            found = _difference(was, is_now, f"{name}.")
+            if found:
+                return found
+        elif was != is_now and not (place == "training." and key in _FREE):
+            return f"{name} was {was!r} and is now {is_now!r}"
+    return ""

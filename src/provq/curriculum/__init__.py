@@ -1,0 +1,19 @@
+"""The curriculum: schedules of hardness, the scheduler that applies them, the hand-over, and `Progressive`."""
+
+from provq.curriculum.handover import HandOver, hand_over
+from provq.curriculum.progressive import Progressive
+from provq.curriculum.scheduler import HardnessScheduler
+from provq.curriculum.schedules import Constant, Cosine, Deferred, Linear, Piecewise, Schedule
+
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Deferred",
+    "HandOver",
+    "HardnessScheduler",
+    "Linear",
+    "Piecewise",
+    "Progressive",
+    "Schedule",
+    "hand_over",
+]

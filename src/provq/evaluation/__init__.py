@@ -1,0 +1,1 @@
+"""Numbers out of a trained tokenizer; whatever is measured here is measured with hard codes."""

@@ -1,0 +1,108 @@
+"""Evaluation of a tokenizer on held-out items: what a modality measures, and the state of the codebook."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from provq.data import Batch
+from provq.evaluation.codebook import CodebookStatistics
+from provq.tokenizer import Tokenizer
+
+
+class Measure(ABC):
+    """A number, or several, that compares outputs with the items they were made from."""
+
+    @abstractmethod
+    def update(self, output: Float[Tensor, "b ..."], items: Float[Tensor, "b ..."]) -> None:
+        """Add a batch."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """The numbers by name."""
+
+
+def evaluate(tokenizer: Tokenizer, batches: Iterable[Batch], measures: Iterable[Measure]) -> dict[str, float]:
+    """Measure a tokenizer with hard codes.
+
+    Args:
+        tokenizer: It is run in evaluation mode, without gradients, and left in the mode it was in.
+        batches: The items.
+        measures: What to compare outputs with items by.
+
+    Returns:
+        `count`, the numbers of the measures, those of `CodebookStatistics`, and `continuity_gap`: the mean squared
+        error of the decoder on continuous latents over that on hard codes, far above 1 where the decoder
+        understands nothing but its grid.
+    """
+    measures = list(measures)
+    device = tokenizer.quantizer.hardness.device
+    statistics = CodebookStatistics(tokenizer.quantizer.dim, tokenizer.codebook_sizes)
+    count, hard_error, continuous_error = 0, 0.0, 0.0
+    with evaluating(tokenizer):
+        for batch in batches:
+            if len(batch.keys) == 0:
+                continue
+            items = batch.values.to(device)
+            u, q = _through_bottleneck(tokenizer, items, statistics)
+            hard, continuous = tokenizer.decoder(q), tokenizer.decoder(u)
+            count += len(items)
+            hard_error += float((hard - items).square().double().sum())
+            continuous_error += float((continuous - items).square().double().sum())
+            for measure in measures:
+                measure.update(hard, items)
+    numbers: dict[str, float] = {"count": count}
+    for measure in measures:
+        numbers |= measure.compute() if count else {}
+    gap = continuous_error / hard_error if hard_error > 0 and tokenizer.codebook_sizes else math.nan
+    return numbers | statistics.compute() | {"continuity_gap": gap}
+
+
+def probe(tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float) -> dict[str, float]:
+    """Watch a run from outside, without a trace: errors with hard codes, at a hardness and without codes.
+
+    Returns:
+        `loss_hard`, `loss_current`, `loss_continuous` (mean squared errors), and the numbers of
+        `CodebookStatistics`.
+    """
+    device = tokenizer.quantizer.hardness.device
+    statistics = CodebookStatistics(tokenizer.quantizer.dim, tokenizer.codebook_sizes)
+    errors = dict.fromkeys(("loss_hard", "loss_current", "loss_continuous"), 0.0)
+    values = 0
+    with evaluating(tokenizer):
+        for batch in batches:
+            items = batch.values.to(device)
+            u, q = _through_bottleneck(tokenizer, items, statistics)
+            values += items.numel()
+            for name, weight in zip(errors, (1.0, hardness, 0.0), strict=True):
+                output = tokenizer.decoder(torch.lerp(u, q, weight))
+                errors[name] += float((output - items).square().double().sum())
+    return {name: error / max(1, values) for name, error in errors.items()} | statistics.compute()
+
+
+@contextmanager
+def evaluating(tokenizer: Tokenizer) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the tokenizer is in the mode it was in."""
+    was_training = tokenizer.training
+    tokenizer.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        tokenizer.train(was_training)
+
+
+def _through_bottleneck(
+    tokenizer: Tokenizer, items: Float[Tensor, "b ..."], statistics: CodebookStatistics
+) -> tuple[Float[Tensor, "b ... dim"], Float[Tensor, "b ... dim"]]:
+    """The relaxed latents of items and their hard codes, which `statistics` has seen."""
+    quantizer = tokenizer.quantizer
+    u = quantizer.relax(tokenizer.encoder(items).float())
+    indices = quantizer.assign(u)
+    q = quantizer.lookup(indices) if quantizer.codebook_sizes else u
+    statistics.update(u, q, indices)
+    return u, q

@@ -1,0 +1,488 @@
+"""One page that says what a comparison found, and lets the reader check it.
+
+    arms --verdict, table, charts, pictures--> report.html.jinja --> one self-contained file
+
+The page refers to nothing outside itself: pictures are data URIs, charts are inline SVG, and its content
+security policy forbids the browser to fetch anything. The same input gives the same bytes.
+"""
+
+import base64
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, final
+
+from provq.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+UPPER_BOUND = "continuous"
+"""The arm that never becomes discrete: it bounds what the others can reach and competes with none."""
+
+MISSING = "–"
+
+LINES = (
+    ("#0072b2", "#56b4e9"),
+    ("#d55e00", "#ff8f45"),
+    ("#00815b", "#35cf9f"),
+    ("#b0508a", "#ee9ccb"),
+    ("#8f6800", "#e8bf4d"),
+    ("#5b3fa8", "#b3a3f5"),
+    ("#1b8ec2", "#a5dcf7"),
+    ("#6b7280", "#a3acb9"),
+)
+"""Colour-blind-safe line colours on a light and on a dark page; the last, grey, is the upper bound's."""
+
+INK, GRID = "#515966", "#dfe3e8"
+
+
+@final
+@dataclass(frozen=True)
+class ArmReport:
+    """What one arm of a comparison gave, over all its seeds.
+
+    `evaluations` and `curves` hold one entry a seed; a number that is NaN, None or absent is not defined
+    for this arm. `reconstructions` are PNG pictures by the first seed, one an original, and `codebook` is
+    a PNG picture of what each code decodes to, where it decodes to anything that can be looked at.
+    """
+
+    name: str
+    description: str
+    evaluations: Sequence[Mapping[str, float | None]]
+    curves: Sequence[Sequence[Mapping[str, float | None]]]
+    reconstructions: Sequence[bytes]
+    codebook: bytes | None
+
+
+@final
+@dataclass(frozen=True)
+class Column:
+    """One measure in the table of results: how it is called, written and read."""
+
+    key: str
+    label: str
+    digits: int
+    higher_is_better: bool
+    meaning: str
+    unit: str = ""
+    scale: float = 1.0
+
+
+COLUMNS = (
+    Column("psnr", "PSNR", 2, True, "Closeness to the originals; 1 dB more is 21 % less error.", "dB"),
+    Column("ssim", "SSIM", 3, True, "Likeness of structure to the originals; 1 is identical."),
+    Column("usage", "Usage", 1, True, "Share of the codes that were used at least once.", "%", 100.0),
+    Column("perplexity", "Perplexity", 1, True, "How many codes, used equally, would be as diverse."),
+    Column("dead_codes", "Dead codes", 1, False, "Codes that were never used."),
+    Column("relative_error", "Relative error", 3, False, "Error of rounding to codes, against the latents."),
+    Column("effective_dim", "Effective dim.", 1, True, "How many independent directions the latents fill."),
+    Column("continuity_gap", "Continuity gap", 3, False, "What hard codes cost over unquantized latents."),
+)
+
+
+@final
+@dataclass(frozen=True)
+class Panel:
+    """One chart of the training: the measure that is drawn solid, and the one that is drawn dashed."""
+
+    key: str
+    title: str
+    meaning: str
+    solid: str
+    dashed: str | None = None
+
+
+PANELS = (
+    Panel("loss", "Loss", "Solid: hard codes. Dashed: at the current hardness.", "loss_hard", "loss_current"),
+    Panel("hardness", "Hardness", "From 0, continuous, to 1, discrete tokens.", "hardness"),
+    Panel("usage", "Usage", "Share of the codes in use.", "usage"),
+    Panel("dimension", "Effective dimension", "Independent directions the latents fill.", "effective_dim"),
+)
+
+
+@final
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the table: mean and spread, the difference to the baseline and whether that is better."""
+
+    mean: str
+    spread: str = ""
+    difference: str = ""
+    better: bool | None = None
+    best: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class Chart:
+    """One drawn panel, with the sentence that stands in for it where it cannot be seen."""
+
+    panel: Panel
+    svg: str
+    spoken: str
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    summary: str,
+    originals: Sequence[bytes],
+    arms: Sequence[ArmReport],
+    baseline: str | None,
+    commands: Sequence[str],
+    recipe: str,
+    environment: Mapping[str, str],
+) -> None:
+    """Write the page that compares the arms, whole or not at all.
+
+    Args:
+        path: The HTML file to write; missing folders are made.
+        title: What was compared.
+        summary: One or two sentences on data, network and budget.
+        originals: PNG pictures that every arm reconstructed.
+        arms: The arms in the order of the table.
+        baseline: The name of the arm that the others are measured against, if there is one.
+        commands: The commands that made the page, one a line.
+        recipe: The recipe as text.
+        environment: Versions and hardware by name.
+
+    Raises:
+        UserError: If no arm is called `baseline`, or jinja2 or matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise UserError(
+            f"the report page needs jinja2 and matplotlib ({error}): pip install 'provq[report]'"
+        ) from error
+    reference = _named(arms, baseline)
+    colours = _colours(arms)
+    template = Environment(
+        loader=PackageLoader("provq.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("report.html.jinja")
+    page = template.render(
+        title=title,
+        summary=summary,
+        verdict=_verdict(arms, reference),
+        figures=_figures(arms, reference),
+        arms=arms,
+        baseline=baseline,
+        upper_bound=UPPER_BOUND,
+        colours=colours,
+        lines=LINES,
+        columns=COLUMNS,
+        table=_table(arms, reference),
+        several_seeds=any(len(arm.evaluations) > 1 for arm in arms),
+        budgets=[_budget(arm) for arm in arms],
+        charts=_charts(arms, colours),
+        originals=originals,
+        picture=_picture,
+        commands=commands,
+        recipe=recipe,
+        environment=environment,
+    )
+    _write_whole(path, page)
+
+
+def _named(arms: Sequence[ArmReport], name: str | None) -> ArmReport | None:
+    """The arm that is called `name`; none where no name is given."""
+    by_name = {arm.name: arm for arm in arms}
+    if name is not None and name not in by_name:
+        raise UserError(f"no arm is called {name!r}, so it cannot be the baseline; {nearest(name, by_name)}")
+    return None if name is None else by_name[name]
+
+
+def _colours(arms: Sequence[ArmReport]) -> list[int]:
+    """The place in `LINES` of each arm's colour; they repeat when there are more arms than colours."""
+    grey = len(LINES) - 1
+    colours: list[int] = []
+    for arm in arms:
+        colours.append(grey if arm.name == UPPER_BOUND else sum(c != grey for c in colours) % grey)
+    return colours
+
+
+def _verdict(arms: Sequence[ArmReport], baseline: ArmReport | None) -> str:
+    """What the comparison found, in one sentence that claims no more than the seeds allow."""
+    ranked = _ranked(arms)
+    if not ranked:
+        return "No discrete arm has a PSNR, so there is nothing to compare."
+    best = ranked[0]
+    level = f"“{best.name}” reconstructs best, with a mean PSNR of {_psnr(best)} dB"
+    if baseline is None:
+        return f"{level}; no baseline was named to compare it with."
+    if _mean(baseline, "psnr") is None:
+        return f"{level}; the baseline “{baseline.name}” has no PSNR to compare it with."
+    rivals = [arm for arm in ranked if arm is not baseline]
+    if not rivals:
+        return f"Nothing to compare: only the baseline “{baseline.name}” has a PSNR, {_psnr(baseline)} dB."
+    rival = rivals[0]
+    gain = round(_difference(rival, baseline, "psnr"), 2)
+    if gain <= 0:
+        standing = "is level with it" if gain == 0 else f"is {_number(-gain, 2)} dB behind"
+        return (
+            f"No gain: no arm reconstructs better than the baseline “{baseline.name}” ({_psnr(baseline)} dB "
+            f"of mean PSNR); the nearest, “{rival.name}”, {standing}{_doubt(rival, baseline, gain)}."
+        )
+    ratio = _ratio(rival, baseline, "perplexity")
+    perplexity = "" if ratio is None else f" at {_number(ratio, 2)} times its perplexity"
+    return (
+        f"“{rival.name}” reconstructs {_number(gain, 2)} dB better than the baseline “{baseline.name}” "
+        f"({_psnr(rival)} against {_psnr(baseline)} dB of mean PSNR){perplexity}"
+        f"{_doubt(rival, baseline, gain)}."
+    )
+
+
+def _ranked(arms: Sequence[ArmReport]) -> list[ArmReport]:
+    """The discrete arms that have a PSNR, the best first."""
+    discrete = [arm for arm in arms if arm.name != UPPER_BOUND and _mean(arm, "psnr") is not None]
+    return sorted(discrete, key=lambda arm: -fmean(_values(arm, "psnr")))
+
+
+def _doubt(rival: ArmReport, baseline: ArmReport, gain: float) -> str:
+    """How far the seeds that both arms ran bear the gain out, as the end of a sentence."""
+    ours, theirs = (_points(arm.evaluations, "seed", "psnr") for arm in (rival, baseline))
+    gains = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    if len(gains) < 2:
+        seeds = "one seed only" if gains else "no seed in common"
+        return f"; {seeds}, so chance is not ruled out"
+    if gain <= 0:
+        return f" over {len(gains)} seeds"
+    ahead = sum(each > 0 for each in gains)
+    if ahead < len(gains):
+        return f", but is ahead in only {ahead} of {len(gains)} seeds, so it may be chance"
+    return f", ahead in each of {len(gains)} seeds"
+
+
+def _points(records: Sequence[Mapping[str, float | None]], at: str, key: str) -> dict[float, float]:
+    """The defined values of `key` by those of `at`, in order."""
+    pairs = ((_finite(record.get(at)), _finite(record.get(key))) for record in records)
+    return dict(sorted((place, value) for place, value in pairs if place is not None and value is not None))
+
+
+def _figures(arms: Sequence[ArmReport], baseline: ArmReport | None) -> list[tuple[str, str]]:
+    """The numbers behind the verdict, each with what it is."""
+    rivals = [arm for arm in _ranked(arms) if arm is not baseline]
+    bound = next((arm for arm in arms if arm.name == UPPER_BOUND and _mean(arm, "psnr") is not None), None)
+    figures = []
+    if rivals and baseline is not None and _mean(baseline, "psnr") is not None:
+        rival = rivals[0]
+        gain = _number(_difference(rival, baseline, "psnr"), 2, signed=True)
+        figures.append((f"{gain} dB", f"PSNR, {rival.name} against {baseline.name}"))
+        ratio = _ratio(rival, baseline, "perplexity")
+        if ratio is not None:
+            figures.append((f"× {_number(ratio, 2)}", f"perplexity, {rival.name} against {baseline.name}"))
+    if bound is not None:
+        for best in _ranked(arms)[:1]:
+            gap = _number(_difference(best, bound, "psnr"), 2, signed=True)
+            figures.append((f"{gap} dB", f"PSNR, {best.name} against {bound.name}, the upper bound"))
+    seeds = [len(arm.evaluations) for arm in arms]
+    if seeds:
+        least, most = min(seeds), max(seeds)
+        count = f"{least}" if least == most else f"{least}–{most}"
+        figures.append((count, "seed an arm" if most == 1 else "seeds an arm"))
+    return figures
+
+
+def _table(arms: Sequence[ArmReport], baseline: ArmReport | None) -> list[list[Cell]]:
+    """The cells of the table of results: a row an arm, a column a measure."""
+    leaders = [_leaders(arms, column) for column in COLUMNS]
+    return [
+        [_cell(arm, baseline, column, arm in best) for column, best in zip(COLUMNS, leaders, strict=True)]
+        for arm in arms
+    ]
+
+
+def _leaders(arms: Sequence[ArmReport], column: Column) -> list[ArmReport]:
+    """The discrete arms whose mean, as it is written, is the best; none where that sets none apart."""
+    sign = 1 if column.higher_is_better else -1
+    scores = [
+        (sign * round(mean * column.scale, column.digits), arm)
+        for arm in arms
+        if arm.name != UPPER_BOUND and (mean := _mean(arm, column.key)) is not None
+    ]
+    top = max((score for score, _ in scores), default=0.0)
+    best = [arm for score, arm in scores if score == top]
+    return best if len(best) < len(scores) else []
+
+
+def _cell(arm: ArmReport, baseline: ArmReport | None, column: Column, best: bool) -> Cell:
+    """One arm's mean and spread over seeds, and how the mean differs from the baseline's."""
+    values = [column.scale * value for value in _values(arm, column.key)]
+    if not values:
+        return Cell(MISSING)
+    mean = _number(fmean(values), column.digits)
+    spread = _number(stdev(values), column.digits) if len(values) > 1 else ""
+    if baseline is None or arm is baseline or _mean(baseline, column.key) is None:
+        return Cell(mean, spread, best=best)
+    difference = round(column.scale * _difference(arm, baseline, column.key), column.digits)
+    better = None if difference == 0 else (difference > 0) == column.higher_is_better
+    return Cell(mean, spread, _number(difference, column.digits, signed=True), better, best)
+
+
+def _budget(arm: ArmReport) -> str:
+    """What the arm was given: its seeds, and the mean steps and seconds of one."""
+    count = len(arm.evaluations)
+    parts = [f"{count} seed{'' if count == 1 else 's'}"]
+    steps, seconds = _mean(arm, "steps"), _mean(arm, "seconds")
+    if steps is not None:
+        parts.append(f"{_number(steps, 0)} steps")
+    if seconds is not None:
+        parts.append(f"{_number(seconds, 0)} s")
+    return " · ".join(parts)
+
+
+def _charts(arms: Sequence[ArmReport], colours: Sequence[int]) -> list[Chart]:
+    """The panels that have anything to show, drawn."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    charts = []
+    for panel in PANELS:
+        with rc_context({"svg.hashsalt": panel.key, "svg.fonttype": "none", "font.size": 9.0}):
+            figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+            axes = figure.add_subplot()
+            painted = zip(arms, colours, strict=True)
+            ends = [_draw(axes, panel, arm, LINES[colour][0]) for arm, colour in painted]
+            if not axes.lines:
+                continue
+            _dress(axes, panel)
+            drawing = StringIO()
+            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(drawing, format="svg", transparent=True, metadata=nothing)
+        named = [f"{arm.name} {end:.3g}" for arm, end in zip(arms, ends, strict=True) if end is not None]
+        spoken = f"{panel.title} against training step. At the end: {', '.join(named) or 'not defined'}."
+        charts.append(Chart(panel, _themed(drawing.getvalue(), panel.key), spoken))
+    return charts
+
+
+def _draw(axes: "Axes", panel: Panel, arm: ArmReport, colour: str) -> float | None:
+    """Draw one arm, its mean over seeds in front of the seeds; return where the solid mean ends."""
+    end = None
+    for key, dashes in ((panel.solid, "-"), (panel.dashed, (0, (3, 2)))):
+        seeds = [] if key is None else [_points(records, "step", key) for records in arm.curves]
+        seeds = [points for points in seeds if points]
+        if not seeds:
+            continue
+        for points in seeds if len(seeds) > 1 else ():
+            steps, heights = list(points), list(points.values())
+            axes.plot(steps, heights, color=colour, linewidth=0.6, alpha=0.4, linestyle=dashes)
+        shared = [step for step in seeds[0] if all(step in points for points in seeds)]
+        mean = [fmean(points[step] for points in seeds) for step in shared]
+        marker = "o" if len(shared) == 1 else None
+        width = 1.8 if key == panel.solid else 1.2
+        axes.plot(shared, mean, color=colour, linewidth=width, linestyle=dashes, marker=marker, markersize=3)
+        if key == panel.solid and mean:
+            end = mean[-1]
+    return end
+
+
+def _dress(axes: "Axes", panel: Panel) -> None:
+    """Scales, ticks and grid: a loss that spans more than a factor of three is logarithmic."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    lowest, highest = axes.dataLim.intervaly
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(_step))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if panel.key == "loss" and 0 < 3 * lowest < highest:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if panel.key in ("hardness", "usage"):
+        axes.set_ylim(-0.04, 1.04)
+    if panel.key == "usage":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.set_xlabel("step", color=INK)
+    axes.tick_params(length=0, pad=5, labelcolor=INK)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.margins(x=0.01)
+
+
+def _step(step: float, position: int | None) -> str:
+    """A step as an axis writes it, thousands in short."""
+    return f"{step / 1000:g}k" if step >= 1000 else f"{step:g}"
+
+
+def _themed(svg: str, key: str) -> str:
+    """The drawing as a part of the page: its colours are the page's variables, its ids are its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", svg)
+    variables = {INK: "ink-soft", GRID: "rule"} | {light: f"line-{i}" for i, (light, _) in enumerate(LINES)}
+    for colour, variable in variables.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg
+
+
+def _picture(png: bytes) -> str:
+    """The picture as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _write_whole(path: Path, page: str) -> None:
+    """Put the page in place in one step, so that no reader ever meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _psnr(arm: ArmReport) -> str:
+    """The arm's mean PSNR as it is written."""
+    return _number(fmean(_values(arm, "psnr")), 2)
+
+
+def _difference(arm: ArmReport, baseline: ArmReport, key: str) -> float:
+    """By how much the arm's mean exceeds the baseline's; both must be defined."""
+    return fmean(_values(arm, key)) - fmean(_values(baseline, key))
+
+
+def _ratio(arm: ArmReport, baseline: ArmReport, key: str) -> float | None:
+    """How many times the baseline's mean the arm's is, where both are defined and not zero."""
+    ours, theirs = _mean(arm, key), _mean(baseline, key)
+    return ours / theirs if ours and theirs else None
+
+
+def _mean(arm: ArmReport, key: str) -> float | None:
+    """The mean over those seeds for which the measure is defined."""
+    values = _values(arm, key)
+    return fmean(values) if values else None
+
+
+def _values(arm: ArmReport, key: str) -> list[float]:
+    """The measure's defined values, one a seed."""
+    values = (_finite(evaluation.get(key)) for evaluation in arm.evaluations)
+    return [value for value in values if value is not None]
+
+
+def _finite(value: float | None) -> float | None:
+    """The value as a float, or none where it is not a number to compute with."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _number(value: float, digits: int, signed: bool = False) -> str:
+    """The number as it is printed: a true minus sign, and no sign at all on what rounds to zero."""
+    rounded = round(value, digits)
+    sign = "−" if rounded < 0 else "+" if signed and rounded > 0 else ""
+    return f"{sign}{abs(rounded):,.{digits}f}"

@@ -1,0 +1,26 @@
+"""What a modality brings: where its items come from, and how outputs are measured against them."""
+
+from abc import ABC, abstractmethod
+
+from provq.data import Items
+from provq.evaluation.evaluate import Measure
+
+
+class Modality(ABC):
+    """A kind of data; its constructor's arguments are the recipe's table `data`."""
+
+    @abstractmethod
+    def training_items(self, seed: int) -> Items:
+        """What to train on, augmented as `seed` has it."""
+
+    @abstractmethod
+    def held_out_items(self) -> Items | None:
+        """What was set aside, without augmentation; None where nothing was."""
+
+    @abstractmethod
+    def items_of(self, data: str) -> Items:
+        """Other data, in the form of the held-out items."""
+
+    @abstractmethod
+    def measures(self) -> list[Measure]:
+        """Fresh measures of quality."""

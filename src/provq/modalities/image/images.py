@@ -1,0 +1,65 @@
+"""Pictures as a modality: the recipe's table `data` with `kind: image`."""
+
+from typing import Annotated, Literal, final
+
+from pydantic import Field
+
+from provq.data import Items
+from provq.evaluation.evaluate import Measure
+from provq.modalities.base import Modality
+from provq.modalities.image.quality import PictureQuality
+from provq.modalities.image.sources import open_source
+from provq.modalities.image.views import CentralViews, TrainingViews
+from provq.spec import checked
+
+
+@final
+class Images(Modality):
+    """Square RGB pictures in [-1, 1].
+
+    Args:
+        train: Where training pictures lie: a folder, a tar or a glob of tars, `embedded:photographs` or
+            `embedded:digits`.
+        val: Where held-out pictures lie; left out, embedded data hold out a part of their own and other data nothing.
+        size: The side of the squares, in pixels.
+        resize: "shorter" scales a picture down until its shorter side has `size` pixels before it is cut;
+            "none" cuts at its own resolution.
+        flip: Whether training mirrors every other picture by chance.
+
+    Raises:
+        UsageError: An argument is out of bounds.
+    """
+
+    @checked
+    def __init__(
+        self,
+        train: str = "embedded:photographs",
+        val: str | None = None,
+        size: Annotated[int, Field(ge=1)] = 64,
+        resize: Literal["shorter", "none"] = "shorter",
+        flip: bool = True,
+    ) -> None:
+        self.train = train
+        self.val = val
+        self.size = size
+        self.resize = resize
+        self.flip = flip
+
+    def training_items(self, seed: int) -> Items:
+        """Random squares of the training pictures."""
+        source = open_source(self.train, split="train", size=self.size)
+        return TrainingViews(source, size=self.size, resize=self.resize, flip=self.flip, seed=seed)
+
+    def held_out_items(self) -> Items | None:
+        """Central squares of the held-out pictures."""
+        if self.val is not None:
+            return self.items_of(self.val)
+        return self.items_of(self.train) if self.train.startswith("embedded:") else None
+
+    def items_of(self, data: str) -> Items:
+        """Central squares of other pictures; embedded data give the part they hold out."""
+        return CentralViews(open_source(data, split="val", size=self.size), size=self.size, resize=self.resize)
+
+    def measures(self) -> list[Measure]:
+        """PSNR and SSIM."""
+        return [PictureQuality()]

@@ -1,0 +1,144 @@
+"""Strided residual convolutions for pictures: small, fully convolutional, cheap enough for a CPU.
+
+Each level halves the picture and doubles the channels, so that every level costs the same.
+
+    (b, 3, H, W) --stem--> w/2^n --[halve, blocks] x n--> (b, width, H/2^n, W/2^n) --project--> (b, H/2^n, W/2^n, dim)
+    and back in the mirror: project, [blocks, double] x n, head.
+"""
+
+from typing import Annotated, final
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from provq.errors import UsageError
+from provq.networks.base import Decoder, Encoder
+from provq.spec import checked
+
+Width = Annotated[int, Field(ge=1)]
+Depth = Annotated[int, Field(ge=0)]
+
+
+@final
+class ConvolutionalEncoder(Encoder):
+    """Pictures to a grid of latents, `downsampling` times smaller along each side.
+
+    Args:
+        dim: Length of a latent.
+        width: Channels at the lowest resolution; each level above has half of those below.
+        depth: Residual blocks a level.
+        downsampling: How many pixels along a side become one latent; a power of two.
+        channels: Channels of the pictures.
+
+    Raises:
+        UsageError: An argument is out of bounds, or `width` cannot be halved once a level.
+    """
+
+    @checked
+    def __init__(
+        self,
+        dim: Annotated[int, Field(ge=1)],
+        width: Width = 128,
+        depth: Depth = 1,
+        downsampling: Annotated[int, Field(ge=2)] = 8,
+        channels: Annotated[int, Field(ge=1)] = 3,
+    ) -> None:
+        super().__init__()
+        self.dim, self.width, self.depth, self.downsampling, self.channels = dim, width, depth, downsampling, channels
+        self.reduction = downsampling
+        widths = _widths(type(self).__name__, width, downsampling)
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.levels = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(above, below, 4, stride=2, padding=1), *(ResidualBlock(below) for _ in range(depth))
+                )
+                for above, below in zip(widths, widths[1:], strict=False)
+            )
+        )
+        self.project = nn.Conv2d(width, dim, 1)
+
+    def forward(self, items: Float[Tensor, "b channels height width"]) -> Float[Tensor, "b rows columns dim"]:
+        """Latents of pictures whose sides are multiples of `downsampling`."""
+        latents: Tensor = self.project(silu(self.levels(self.stem(items))))
+        return latents.movedim(1, -1)
+
+
+@final
+class ConvolutionalDecoder(Decoder):
+    """A grid of latents to pictures, `downsampling` times larger along each side.
+
+    Args:
+        dim: Length of a latent.
+        width: Channels at the lowest resolution.
+        depth: Residual blocks a level.
+        downsampling: How many pixels along a side one latent becomes; a power of two.
+        channels: Channels of the pictures.
+
+    Raises:
+        UsageError: An argument is out of bounds, or `width` cannot be halved once a level.
+    """
+
+    @checked
+    def __init__(
+        self,
+        dim: Annotated[int, Field(ge=1)],
+        width: Width = 128,
+        depth: Depth = 1,
+        downsampling: Annotated[int, Field(ge=2)] = 8,
+        channels: Annotated[int, Field(ge=1)] = 3,
+    ) -> None:
+        super().__init__()
+        self.dim, self.width, self.depth, self.downsampling, self.channels = dim, width, depth, downsampling, channels
+        widths = _widths(type(self).__name__, width, downsampling)[::-1]
+        self.project = nn.Conv2d(dim, width, 3, padding=1)
+        self.levels = nn.Sequential(
+            *(
+                nn.Sequential(
+                    *(ResidualBlock(below) for _ in range(depth)),
+                    nn.ConvTranspose2d(below, above, 4, stride=2, padding=1),
+                )
+                for below, above in zip(widths, widths[1:], strict=False)
+            )
+        )
+        self.head = nn.Conv2d(widths[-1], channels, 3, padding=1)
+
+    def forward(self, latents: Float[Tensor, "b rows columns dim"]) -> Float[Tensor, "b channels height width"]:
+        """Pictures, not clipped to their range."""
+        pictures: Tensor = self.head(silu(self.levels(self.project(latents.movedim(-1, 1)))))
+        return pictures
+
+
+@final
+class ResidualBlock(nn.Module):
+    """Two normalised 3x3 convolutions around a shortcut (He et al., arXiv 1603.05027)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        groups = next(groups for groups in (8, 4, 2, 1) if width % groups == 0)
+        self.first_norm = nn.GroupNorm(groups, width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second_norm = nn.GroupNorm(groups, width)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        # The block begins as the identity, so that depth does not slow the start.
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, values: Float[Tensor, "b width rows columns"]) -> Float[Tensor, "b width rows columns"]:
+        """The values and what the block adds to them."""
+        added: Tensor = self.second(silu(self.second_norm(self.first(silu(self.first_norm(values))))))
+        return values + added
+
+
+def _widths(owner: str, width: int, downsampling: int) -> list[int]:
+    """Channels from the full resolution down to the lowest one."""
+    levels = downsampling.bit_length() - 1
+    if 2**levels != downsampling:
+        raise UsageError(f"{owner}: downsampling must be a power of two, got {downsampling}")
+    if width % 2**levels:
+        raise UsageError(
+            f"{owner}: width must be a multiple of downsampling={downsampling}, got {width}; "
+            f"nearest: {max(1, round(width / downsampling)) * downsampling}"
+        )
+    return [width >> (levels - level) for level in range(levels + 1)]

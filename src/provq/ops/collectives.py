@@ -1,0 +1,45 @@
+"""Sums and rows over all ranks; in a single process each is the identity.
+
+Whether a process group exists is asked at every call: a module may be built before the group is.
+"""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, distributed
+
+
+def ranks() -> int:
+    """The number of processes that train together; 1 outside a process group."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def sum_over_ranks(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The sum over all ranks of a tensor that has one shape on all of them."""
+    if ranks() == 1:
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def rows_of_all_ranks(rows: Float[Tensor, "n dim"]) -> Float[Tensor, "total dim"]:
+    """The rows of rank 0, then those of rank 1, and so on; a rank may bring none."""
+    if ranks() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(ranks())]
+    distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    sizes = [int(count) for count in counts]
+    padded = rows.new_zeros(max(sizes), rows.shape[1])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    distributed.all_gather(gathered, padded)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def from_first_rank(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The tensor as rank 0 has it, so that a random choice is one choice for all."""
+    if ranks() == 1:
+        return values
+    same = values.contiguous().clone()
+    distributed.broadcast(same, src=0)
+    return same

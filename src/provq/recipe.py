@@ -1,0 +1,203 @@
+"""A recipe: one YAML file that says everything about a run; the only file that sees every table.
+
+    data, encoder, quantizer, decoder, objective, training        in the order in which data flows
+
+`extends:` names another recipe to start from, so that an ablation is a file of one to three lines.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from provq.errors import UsageError, UserError, nearest
+
+if TYPE_CHECKING:  # torch takes seconds to import, and listing recipes needs none of it
+    from provq.curriculum import Schedule
+    from provq.modalities.base import Modality
+    from provq.tokenizer import Tokenizer
+    from provq.training.loop import Training
+    from provq.training.objective import Objective
+
+TABLES = ("data", "encoder", "quantizer", "decoder", "objective", "training")
+_SHIPPED = files("provq") / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe whose `extends` and overrides are resolved; `tables` are plain values."""
+
+    name: str
+    tables: Mapping[str, Mapping[str, Any]]
+
+    def with_changes(self, changes: Mapping[str, Any]) -> "Recipe":
+        """This recipe with some keys changed; a table of another `kind` is replaced whole."""
+        return Recipe(self.name, _merged(self.tables, changes))
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as a file that `load` reads."""
+        return yaml.safe_dump(_plain(self.tables), sort_keys=False)
+
+
+class Parts(NamedTuple):
+    """The objects that a recipe describes; the tokenizer's weights are fresh."""
+
+    modality: "Modality"
+    tokenizer: "Tokenizer"
+    objective: "Objective"
+    training: "Training"
+    schedule: "Schedule"
+
+
+def build_parts(recipe: Recipe) -> Parts:
+    """Make what a recipe describes, with weights drawn from its seed; no data is opened.
+
+    Raises:
+        UsageError: A table names an unknown kind, or holds a wrong key or value; the place is named.
+    """
+    import torch
+
+    from provq import modalities
+    from provq.curriculum import schedules
+    from provq.modalities.base import Modality
+    from provq.spec import build, describe, fitting
+    from provq.tokenizer import Tokenizer
+    from provq.training.loop import Training
+    from provq.training.objective import Objective
+
+    tables = recipe.tables
+    training_table = dict(tables["training"])
+    curriculum = training_table.pop("curriculum", {"kind": "cosine"})
+    schedule = build(curriculum, schedules.KINDS, where="training.curriculum", base=schedules.Schedule, local=True)
+    training = Training(**fitting(Training, training_table, where="training"))
+    objective = Objective(**fitting(Objective, tables["objective"], where="objective"))
+    modality = build(tables["data"], modalities.KINDS, where="data", base=Modality, local=True)
+    torch.manual_seed(training.seed)
+    metadata = {"data": describe(modality, modalities.KINDS)}
+    tokenizer = Tokenizer.from_config({**tables, "metadata": metadata}, local=True)
+    return Parts(modality, tokenizer, objective, training, schedule)
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: A shipped name such as `image/tiny64`, a YAML file, or the mapping itself.
+        overrides: `key=value` with dots between keys, such as `training.steps=200`; values are YAML.
+
+    Raises:
+        UsageError: There is no such recipe, it is no valid YAML, or it holds an unknown table.
+    """
+    name, tables = _read(source)
+    for override in overrides:
+        tables = _merged(tables, _parsed(override))
+    for table in tables:
+        if table not in TABLES:
+            raise UsageError(f"{name}: unknown table {table!r}; {nearest(table, TABLES)}")
+    for table in TABLES:
+        if not isinstance(tables.get(table), Mapping):
+            raise UsageError(f"{name}: the table {table!r} is missing; a recipe has {', '.join(TABLES)}")
+    return Recipe(name, {table: tables[table] for table in TABLES})
+
+
+def load_changes(source: str | Path) -> dict[str, Any]:
+    """Read an arm of a comparison: a part of a recipe that is laid over another one.
+
+    Raises:
+        UsageError: There is no such arm, or it is no valid YAML.
+    """
+    return _parsed_file(_located(str(source), folder="arms"), str(source))
+
+
+def shipped(folder: str = "") -> list[str]:
+    """The names of the recipes that come with provq, or with folder="arms" of the arms of comparisons."""
+    root = Path(str(_SHIPPED))
+    names = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    if folder:
+        return [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
+    return [name for name in names if not name.startswith("arms/")]
+
+
+def text_of(source: str) -> str:
+    """The file of a shipped or local recipe, word by word.
+
+    Raises:
+        UsageError: There is no such recipe.
+    """
+    return _located(source).read_text()
+
+
+def header_of(source: str) -> str:
+    """The first line of a recipe's opening comment."""
+    first = text_of(source).partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(source, Mapping):
+        name, tables = "recipe", copy.deepcopy(dict(source))
+    else:
+        name, tables = str(source), _parsed_file(_located(str(source)), str(source))
+    parent = tables.pop("extends", None)
+    if parent is None:
+        return name, tables
+    beside = Path(str(source)).parent / f"{parent}" if not isinstance(source, Mapping) else None
+    return name, _merged(_read(beside if beside is not None and beside.is_file() else str(parent))[1], tables)
+
+
+def _located(source: str, folder: str = "") -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped_path = Path(str(_SHIPPED)) / folder / f"{source}.yaml"
+    # A name may not climb out of the folder of recipes.
+    if ".." not in path.parts and not path.is_absolute() and shipped_path.is_file():
+        return shipped_path
+    what = "arm" if folder else "recipe"
+    raise UsageError(f"no {what} {source!r}: neither a file nor shipped; {nearest(source, shipped(folder))}")
+
+
+def _parsed_file(path: Path, name: str) -> dict[str, Any]:
+    try:
+        parsed = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error}") from error
+    if not isinstance(parsed, Mapping):
+        raise UsageError(f"{name}: expected a mapping, got {type(parsed).__name__}")
+    return dict(parsed)
+
+
+def _parsed(override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not all(key.split(".")):
+        raise UsageError(f"cannot read {override!r}; overrides are key=value, such as training.steps=200")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{key}: the value {text!r} is not valid YAML") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    changes: dict[str, Any] = value
+    return changes
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    if "kind" in above and above["kind"] != below.get("kind", above["kind"]):
+        return copy.deepcopy(dict(above))
+    merged = copy.deepcopy(dict(below))
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _merged(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

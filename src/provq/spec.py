@@ -1,0 +1,159 @@
+"""A mapping with a `kind` becomes an object: the signature of the constructor is the schema.
+
+`checked` guards a constructor, so that a wrong value meets the same sentence from Python as from a recipe;
+`build` makes an object out of a mapping, and `describe` makes the mapping out of the object again.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar, get_type_hints
+
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from provq.errors import UsageError, nearest
+
+Parameters = ParamSpec("Parameters")
+Built = TypeVar("Built")
+
+
+def checked(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Make a constructor hold its arguments against its own annotations, types and bounds.
+
+    Lists are taken for tuples, whole numbers for floats; nothing else is converted.
+
+    Raises:
+        UsageError: When the constructor is called with a value that its annotation does not allow.
+    """
+
+    @wraps(init)
+    def checking(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        bound = inspect.signature(init).bind(*args, **kwargs)
+        owner = type(args[0]).__name__
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = _validated(init, name, value, where=owner)
+        init(*bound.args, **bound.kwargs)
+
+    return checking
+
+
+def build(
+    spec: object,
+    table: Mapping[str, type[Built]],
+    *,
+    where: str,
+    base: type[Built],
+    local: bool = False,
+    **given: object,
+) -> Built:
+    """Make the object that a mapping describes: `kind` names its class, the other keys are arguments.
+
+    Args:
+        spec: The mapping.
+        table: The classes that `kind` may name.
+        where: The place of the mapping in the recipe, for error sentences.
+        base: What the object must be.
+        local: Whether `kind` may also be `package.module:Class`; never for anything that was downloaded.
+        given: Arguments that come from the surroundings and that the mapping may not hold.
+
+    Raises:
+        UsageError: Unknown kind, unknown or missing key, wrong type, or a value out of bounds.
+    """
+    if not isinstance(spec, Mapping):
+        raise UsageError(f"{where}: expected a mapping with the key 'kind', got {spec!r}")
+    if "kind" not in spec:
+        raise UsageError(f"{where}: the key 'kind' is missing; known kinds: {', '.join(sorted(table))}")
+    kind = spec["kind"]
+    if kind in table:
+        made_by = table[kind]
+    elif local and isinstance(kind, str) and ":" in kind:
+        made_by = _imported(kind, where=f"{where}.kind", base=base)
+    else:
+        raise UsageError(f"{where}.kind: unknown kind {kind!r}; {nearest(str(kind), table)}")
+    arguments = {key: value for key, value in spec.items() if key != "kind"}
+    return made_by(**fitting(made_by, arguments, where=where, given=given))
+
+
+def fitting(
+    call: Callable[..., object], arguments: Mapping[str, object], *, where: str, given: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    """The arguments of a call, held against its signature, together with those `given` that it takes.
+
+    Raises:
+        UsageError: An argument is unknown, missing, of the wrong type or out of bounds.
+    """
+    function = _function(call)
+    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name != "self"}
+    surroundings = {name: value for name, value in (given or {}).items() if name in parameters}
+    open_to_recipes = parameters.keys() - surroundings.keys()
+    values = dict(surroundings)
+    for name, value in arguments.items():
+        if name not in open_to_recipes:
+            raise UsageError(f"{where}.{name}: unknown key; {nearest(name, open_to_recipes)}")
+        values[name] = _validated(function, name, value, where=where)
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in values:
+            raise UsageError(f"{where}: the key {name!r} is missing")
+    return values
+
+
+def describe(thing: object, table: Mapping[str, type]) -> dict[str, object]:
+    """The mapping from which `build` makes an equal object.
+
+    It is read from the attributes that carry the names of the constructor's arguments; what the surroundings
+    give is described too, and `build` replaces it.
+
+    Raises:
+        UsageError: The class keeps an argument under another name, so that it cannot be written down.
+    """
+    kinds = {made_by: kind for kind, made_by in table.items()}
+    kind = kinds.get(type(thing), f"{type(thing).__module__}:{type(thing).__qualname__}")
+    spec: dict[str, object] = {"kind": kind}
+    for name in inspect.signature(type(thing)).parameters:
+        if not hasattr(thing, name):
+            raise UsageError(f"{type(thing).__name__} keeps no attribute {name!r}, so it cannot be saved")
+        value = getattr(thing, name)
+        spec[name] = list(value) if isinstance(value, tuple) else value
+    return spec
+
+
+def _imported(kind: str, *, where: str, base: type[Built]) -> type[Built]:
+    module_name, _, class_name = kind.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{where}: cannot import {kind!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UsageError(f"{where}: {kind!r} is not a {base.__name__}")
+    return found
+
+
+def _function(call: Callable[..., object]) -> Callable[..., object]:
+    return inspect.unwrap(call.__init__ if isinstance(call, type) else call)
+
+
+@cache
+def _adapter(function: Callable[..., object], name: str) -> TypeAdapter[Any] | None:
+    annotation = get_type_hints(function, include_extras=True).get(name)
+    if annotation is None:
+        return None
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(strict=True))
+    except PydanticSchemaGenerationError:
+        return None  # an object such as a module: nothing that a recipe could hold
+
+
+def _validated(function: Callable[..., object], name: str, value: object, *, where: str) -> object:
+    adapter = _adapter(_function(function), name)
+    if adapter is None:
+        return value
+    try:
+        return adapter.validate_python(tuple(value) if isinstance(value, list) else value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join([where, name, *(str(part) for part in first["loc"] if isinstance(part, int))])
+        message = f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+        if first["type"] == "literal_error" and isinstance(first["input"], str):
+            message += f"; {nearest(first['input'], first['ctx']['expected'].replace(' or ', ', ').replace(chr(39), '').split(', '))}"
+        raise UsageError(message) from None

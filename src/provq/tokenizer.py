@@ -1,0 +1,193 @@
+"""The model: encoder -> quantizer -> decoder.
+
+    items --encoder--> latents --quantizer--> quantized, indices --decoder--> output
+                                  indices --lookup--> quantized
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self, final
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from provq import networks, quantizers
+from provq.errors import UserError
+from provq.networks import Decoder, Encoder
+from provq.quantizers import Quantizer
+from provq.spec import build, describe
+
+FORMAT = 1
+
+
+class Reconstruction(NamedTuple):
+    """What a tokenizer makes of a batch; `loss` is the quantizer's own."""
+
+    output: Float[Tensor, "b ..."]
+    indices: Int[Tensor, "b ..."]
+    loss: Float[Tensor, ""]
+
+
+@final
+class Tokenizer(nn.Module):
+    """Turns items into a grid of discrete tokens and back.
+
+    Args:
+        encoder: Items to latents.
+        quantizer: Latents to tokens.
+        decoder: Latents to items.
+        metadata: Plain values that travel with the tokenizer and that it does not read, such as the size of the
+            pictures it was trained on.
+
+    Raises:
+        UserError: The three do not agree on the length of a latent.
+    """
+
+    def __init__(
+        self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        if not encoder.dim == quantizer.dim == decoder.dim:
+            raise UserError(
+                f"Tokenizer: encoder, quantizer and decoder must share one dim, "
+                f"got {encoder.dim}, {quantizer.dim} and {decoder.dim}"
+            )
+        self.encoder = encoder
+        self.quantizer = quantizer
+        self.decoder = decoder
+        self.metadata = dict(metadata or {})
+
+    def forward(self, items: Float[Tensor, "b ..."]) -> Reconstruction:
+        """Items through the bottleneck: blended by hardness in training, hard in evaluation."""
+        quantized, indices, loss = self.quantizer(self.encoder(items))
+        return Reconstruction(self.decoder(quantized), indices, loss)
+
+    def encode(self, items: Float[Tensor, "b ..."]) -> Int[Tensor, "b ..."]:
+        """The tokens of items, always hard.
+
+        Raises:
+            UserError: The quantizer makes no tokens.
+        """
+        if not self.codebook_sizes:
+            raise UserError(f"a tokenizer with a {type(self.quantizer).__name__} bottleneck makes no tokens")
+        return self.quantizer.assign(self.quantizer.relax(self.encoder(items).float()))
+
+    def decode(self, indices: Int[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """The items that tokens stand for.
+
+        Raises:
+            UserError: An index is not that of a code.
+        """
+        sizes = torch.tensor(self.codebook_sizes or (0,), device=indices.device)
+        wrong = (indices < 0) | (indices >= (sizes if len(self.codebook_sizes) > 1 else sizes[0]))
+        if wrong.any():
+            raise UserError(
+                f"token {int(indices[wrong][0])} is out of range: this tokenizer has codebooks of {self.codebook_sizes}"
+            )
+        output: Tensor = self.decoder(self.quantizer.lookup(indices))
+        return output
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes, one entry a codebook."""
+        return self.quantizer.codebook_sizes
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The plain mapping from which `from_config` builds an equal tokenizer, weights aside."""
+        return {
+            "format": FORMAT,
+            "encoder": describe(self.encoder, networks.ENCODERS),
+            "quantizer": describe(self.quantizer, quantizers.KINDS),
+            "decoder": describe(self.decoder, networks.DECODERS),
+            "metadata": self.metadata,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that name this tokenizer: a hash over its config and all that encoding reads.
+
+        Two tokenizers with one fingerprint give the same tokens.
+        """
+        digest = hashlib.sha256(json.dumps({**self.config, "metadata": None}, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, where: str = "", local: bool = False) -> Self:
+        """Build a tokenizer, with fresh weights, from the tables `encoder`, `quantizer` and `decoder`.
+
+        The length of a latent is the quantizer's.
+
+        Args:
+            config: The tables.
+            where: What to put before the names of tables in error sentences.
+            local: Whether a kind may name a class outside of provq; never for anything that was downloaded.
+
+        Raises:
+            UsageError: A table names an unknown kind, or holds a wrong key or value.
+        """
+        quantizer: Quantizer = build(
+            config["quantizer"], quantizers.KINDS, where=f"{where}quantizer", base=Quantizer, local=local
+        )
+        sides = {}
+        for side, table in (("encoder", networks.ENCODERS), ("decoder", networks.DECODERS)):
+            spec = config[side]
+            if isinstance(spec, Mapping):
+                spec = {key: value for key, value in spec.items() if key != "dim"}
+            sides[side] = build(
+                spec, table, where=f"{where}{side}", base=nn.Module, local=local, dim=quantizer.dim
+            )
+        return cls(sides["encoder"], quantizer, sides["decoder"], config.get("metadata"))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into a folder, which is made where it is missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read a tokenizer, in evaluation mode, from what `save_pretrained` or a training run wrote.
+
+        Nothing that is read can run code: the config may name provq's own classes only.
+
+        Args:
+            folder: A saved tokenizer, or the folder of a run, whose newest checkpoint is taken.
+
+        Raises:
+            UserError: There is no tokenizer, or its files are damaged or of a newer format.
+        """
+        folder = _newest(Path(folder))
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            weights = load_file(folder / "model.safetensors")
+        except Exception as error:  # safetensors raises its own type, which derives from Exception alone
+            raise UserError(f"{folder}: cannot read the tokenizer: {error}") from error
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            found = config.get("format") if isinstance(config, dict) else None
+            raise UserError(f"{folder}/config.json: expected format {FORMAT}, found {found!r}; update provq")
+        tokenizer = cls.from_config(config, where=f"{folder}/config.json: ")
+        try:
+            tokenizer.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{folder}/model.safetensors does not fit config.json: {error}") from error
+        return tokenizer.eval()
+
+
+def _newest(folder: Path) -> Path:
+    if (folder / "config.json").is_file():
+        return folder
+    checkpoints = sorted((folder / "checkpoints").glob("step-*/config.json"))
+    if not checkpoints:
+        what = "is not there" if not folder.exists() else "holds no config.json and no checkpoints"
+        raise UserError(f"{folder} {what}; give a run's folder or a saved tokenizer")
+    return checkpoints[-1].parent

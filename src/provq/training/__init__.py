@@ -1,0 +1,1 @@
+"""Training: the objective, optimizers, checkpoints and the loop."""

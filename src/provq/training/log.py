@@ -1,0 +1,129 @@
+"""The log of a run: `log.jsonl`, TensorBoard, and what a person sees while it trains."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Record = dict[str, Any]
+
+
+class Log:
+    """Writes records as they come; a resumed run goes on behind its checkpoint.
+
+    Args:
+        out: The folder of the run.
+        first_step: The step of the checkpoint that the run goes on from; later records of an earlier try are dropped.
+    """
+
+    def __init__(self, out: Path, first_step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._path = out / "log.jsonl"
+        kept = [record for record in read_log(out) if record["step"] <= first_step] if first_step else []
+        with open(self._path, "w") as file:
+            file.writelines(_line(record) for record in kept)
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115  it stays open as long as the log
+        self._board = SummaryWriter(out / "tensorboard", purge_step=first_step + 1 if first_step else None)
+
+    def write(self, record: Record) -> None:
+        """Add one record."""
+        self._file.write(_line(record))
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "step" and math.isfinite(value):
+                self._board.add_scalar(f"{record['event']}/{name}", value, record["step"])
+
+    def close(self) -> None:
+        """Finish both files."""
+        self._file.close()
+        self._board.close()
+
+
+def read_log(out: Path) -> list[Record]:
+    """The records of a run; a last line that a kill cut short is left out."""
+    path = out / "log.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+@contextmanager
+def shown(records: Iterator[Record], *, steps: int, first_step: int, title: str) -> Iterator[Iterator[Record]]:
+    """Show a run on stderr as its records pass: a bar on a terminal, now and then a line elsewhere."""
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(title, total=steps, completed=first_step, state="")
+            yield _on_bar(records, progress, task)
+    else:
+        yield _on_lines(records, console, steps, title)
+
+
+def show_skipped(skipped: Mapping[str, str], most: int = 10) -> None:
+    """Say at the end which items could not be read, and why; nothing where all could."""
+    if not skipped:
+        return
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{len(skipped)} item(s) could not be read and were skipped:", style="yellow", markup=False)
+    for key, reason in list(skipped.items())[:most]:
+        console.print(f"  {key}: {reason}", markup=False, soft_wrap=True)
+    if len(skipped) > most:
+        console.print(f"  and {len(skipped) - most} more", markup=False)
+
+
+def state_of(record: Record) -> str:
+    """Loss, hardness and usage of a record in a few words."""
+    words = [f"loss {record['loss']:.4f}", f"hardness {record['hardness']:.2f}"]
+    if "usage" in record:
+        words.append(f"usage {100 * record['usage']:.0f} %")
+    return "  ".join(words)
+
+
+def _on_bar(records: Iterator[Record], progress: Progress, task: Any) -> Iterator[Record]:
+    for record in records:
+        if record["event"] == "train":
+            progress.update(task, completed=record["step"], state=state_of(record))
+        elif record["event"] == "hand_over":
+            progress.console.print(_hand_over_line(record))
+        yield record
+
+
+def _on_lines(records: Iterator[Record], console: Console, steps: int, title: str, seconds: float = 5.0) -> Iterator[Record]:
+    printed = -math.inf
+    for record in records:
+        now = time.monotonic()
+        if record["event"] == "hand_over":
+            console.print(_hand_over_line(record), soft_wrap=True)
+        elif record["event"] == "train" and (now - printed >= seconds or record["step"] == steps):
+            printed = now
+            console.print(f"{title}  {record['step']}/{steps}  {state_of(record)}", soft_wrap=True)
+        yield record
+
+
+def _hand_over_line(record: Record) -> str:
+    return (
+        f"step {record['step']}: {record['quantizer']} founded on {record['latents']} latents, relative error "
+        f"{record['relative_error_before']:.3f} -> {record['relative_error_after']:.3f}"
+    )
+
+
+def _line(record: Record) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite) + "\n"

@@ -1,0 +1,335 @@
+"""The training loop; it is meant to be read, and to be edited or replaced rather than hooked into.
+
+`fit` is a generator: it trains as it is consumed and yields what happened, plain values that are ready for a log.
+What a run does at step t depends on its arguments, its last checkpoint and t alone, so that a run which is killed
+at any moment and resumed ends with the numbers of one that was not.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
+
+import torch
+from lightning_fabric import Fabric
+from pydantic import Field
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from provq.curriculum import HandOver, HardnessScheduler, Schedule, hand_over
+from provq.data import Batch, Items, evaluation_batches, training_batches
+from provq.errors import UserError
+from provq.evaluation.evaluate import probe
+from provq.ops.collectives import ranks
+from provq.spec import checked
+from provq.tokenizer import Tokenizer
+from provq.training.checkpoint import load_state, newest_step, save_checkpoint
+from provq.training.objective import Objective
+from provq.training.optimizer import make_optimizer
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+Record = dict[str, Any]
+
+
+@final
+class Training:
+    """How a tokenizer is trained: every number of the recipe's table `training`.
+
+    Args:
+        steps: Optimizer steps.
+        batch_size: Items a step, over all ranks and accumulated batches together.
+        accumulate: In how many parts a rank works off its share of a batch.
+        learning_rate: Peak rate of the networks.
+        codebook_learning_rate: Constant rate of learned codebooks; that of the networks where it is missing.
+        warmup: Share of the steps in which the networks' rate rises.
+        final_learning_rate: Ratio of the peak at which the networks' rate ends.
+        betas: Decay of AdamW's moments.
+        weight_decay: AdamW's, for the networks.
+        clip: Largest norm of the gradient; 0 clips nothing.
+        average_decay: Decay of the moving average of weights that is saved and evaluated; 0 keeps none.
+        revive_until: Share of the steps after which no dead code is moved any more.
+        hand_over: Whether codebooks are founded anew when hardness leaves 0.
+        latents_per_code: How many fresh latents a codebook is founded on, times its number of codes.
+        precision: "32-true", or mixed precision of the networks; quantizers work in float32 under each.
+        devices: How many devices on this machine.
+        workers: Reading processes a rank; 0 reads in the training process.
+        seed: Fixes weights, order and augmentation.
+        log_every: Steps between records of the loss.
+        probe_every: Steps between looks at held-out items; 0 never looks.
+        probe_items: How many of them are looked at.
+        checkpoint_every: Steps between checkpoints; there is always one at the end.
+        keep_checkpoints: How many are kept.
+
+    Raises:
+        UsageError: An argument is out of bounds.
+    """
+
+    @checked
+    def __init__(
+        self,
+        steps: Positive,
+        batch_size: Positive = 32,
+        *,
+        accumulate: Positive = 1,
+        learning_rate: Rate = 1e-3,
+        codebook_learning_rate: Rate | None = None,
+        warmup: Share = 0.05,
+        final_learning_rate: Share = 0.05,
+        betas: tuple[Share, Share] = (0.9, 0.99),
+        weight_decay: Annotated[float, Field(ge=0)] = 0.0,
+        clip: Annotated[float, Field(ge=0)] = 1.0,
+        average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        revive_until: Share = 0.85,
+        hand_over: bool = True,
+        latents_per_code: Positive = 10,
+        precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true",
+        devices: Positive = 1,
+        workers: Annotated[int, Field(ge=0)] = 0,
+        seed: Annotated[int, Field(ge=0)] = 0,
+        log_every: Positive = 10,
+        probe_every: Annotated[int, Field(ge=0)] = 0,
+        probe_items: Positive = 64,
+        checkpoint_every: Positive = 1000,
+        keep_checkpoints: Positive = 1,
+    ) -> None:
+        self.steps = steps
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.learning_rate = learning_rate
+        self.codebook_learning_rate = codebook_learning_rate
+        self.warmup = warmup
+        self.final_learning_rate = final_learning_rate
+        self.betas = betas
+        self.weight_decay = weight_decay
+        self.clip = clip
+        self.average_decay = average_decay
+        self.revive_until = revive_until
+        self.hand_over = hand_over
+        self.latents_per_code = latents_per_code
+        self.precision = precision
+        self.devices = devices
+        self.workers = workers
+        self.seed = seed
+        self.log_every = log_every
+        self.probe_every = probe_every
+        self.probe_items = probe_items
+        self.checkpoint_every = checkpoint_every
+        self.keep_checkpoints = keep_checkpoints
+
+
+def fit(
+    tokenizer: Tokenizer,
+    training: Training,
+    schedule: Schedule,
+    objective: Objective,
+    items: Items,
+    held_out: Items | None,
+    *,
+    fabric: Fabric,
+    out: Path,
+) -> Iterator[Record]:
+    """Train a tokenizer, from the newest checkpoint under `out` where there is one.
+
+    Args:
+        tokenizer: The model; at the end it holds the trained weights.
+        training: How to train.
+        schedule: Hardness over the run.
+        objective: What to make small.
+        items: What to train on.
+        held_out: What to look at with `probe`; without it nothing is probed.
+        fabric: Devices and precision, launched.
+        out: The folder of the run.
+
+    Yields:
+        Records with `step` and `event`: "hand_over", "train", "probe", "checkpoint"; each after the step was done.
+
+    Raises:
+        UserError: The loss is not finite, or the data cannot be read.
+    """
+    optimizer, rates = make_optimizer(
+        tokenizer,
+        steps=training.steps,
+        learning_rate=training.learning_rate,
+        codebook_learning_rate=training.codebook_learning_rate,
+        warmup=training.warmup,
+        final_learning_rate=training.final_learning_rate,
+        betas=training.betas,
+        weight_decay=training.weight_decay,
+    )
+    model, fabric_optimizer = fabric.setup(tokenizer, optimizer)
+    average = _average_of(tokenizer, training.average_decay)
+    fresh = _FreshLatents(tokenizer, training, items, fabric)
+    scheduler = HardnessScheduler(
+        tokenizer, schedule, training.steps, fresh=fresh, optimizers=(optimizer,), hand_over=training.hand_over
+    )
+    parts = {"tokenizer": tokenizer, "optimizer": optimizer, "rates": rates, "hardness": scheduler}
+    if average is not None:
+        parts["average"] = average
+
+    first = newest_step(out) or 0
+    if first:
+        _restore(parts, load_state(out, first))
+    else:
+        torch.manual_seed(training.seed)
+        if tokenizer.quantizer.awaits_latents:
+            yield from _hand_over_records(0, hand_over(tokenizer, fresh))
+            _renew_average(average, tokenizer)
+
+    window = _Window()
+    model.train()
+    for step, batch in enumerate(_batches(items, training, fabric, first), start=first + 1):
+        if step > training.revive_until * training.steps:
+            tokenizer.quantizer.steady()
+        micro_batches = fabric.to_device(batch.values).chunk(training.accumulate)
+        for number, values in enumerate(micro_batches, start=1):
+            with fabric.no_backward_sync(model, enabled=number < len(micro_batches)):
+                made = model(values)
+                terms = objective(made, values)
+                loss = torch.stack(list(terms.values())).sum()
+                fabric.backward(loss * (len(values) / len(batch.values)))
+            window.add(loss, terms, made.indices, batch)
+        if training.clip:
+            fabric.clip_gradients(model, fabric_optimizer, max_norm=training.clip)
+        fabric_optimizer.step()
+        fabric_optimizer.zero_grad()
+        rates.step()
+        if average is not None:
+            average.update_parameters(tokenizer)
+        continuous_until_now = not scheduler.hand_overs
+        scheduler.step()
+        if continuous_until_now and scheduler.hand_overs:
+            yield from _hand_over_records(step, scheduler.hand_overs)
+            _renew_average(average, tokenizer)
+
+        last = step == training.steps
+        evaluated = tokenizer if average is None else average.module
+        if step % training.log_every == 0 or last:
+            yield {
+                "step": step,
+                "event": "train",
+                "hardness": scheduler.last_hardness,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                **window.numbers(step, tokenizer.codebook_sizes),
+            }
+            window = _Window()
+        if held_out is not None and training.probe_every and (step % training.probe_every == 0 or last):
+            looked_at = _first_batches(held_out, training.probe_items, training.batch_size)
+            numbers = probe(evaluated, looked_at, scheduler.last_hardness)
+            yield {"step": step, "event": "probe", "hardness": scheduler.last_hardness, **numbers}
+        if step % training.checkpoint_every == 0 or last:
+            if fabric.is_global_zero:
+                save_checkpoint(out, step, evaluated, _saved(parts), keep=training.keep_checkpoints)
+            fabric.barrier()
+            yield {"step": step, "event": "checkpoint"}
+    if average is not None:
+        tokenizer.load_state_dict(average.module.state_dict())
+
+
+class _FreshLatents:
+    """Passes fresh training items through encoder and quantizer until every code can have enough latents."""
+
+    def __init__(self, tokenizer: Tokenizer, training: Training, items: Items, fabric: Fabric) -> None:
+        self.tokenizer = tokenizer
+        self.training = training
+        self.items = items
+        self.fabric = fabric
+
+    def __call__(self) -> None:
+        wanted = self.training.latents_per_code * max(self.tokenizer.codebook_sizes, default=1)
+        seen = 0
+        # Another order than training has: what was just learnt is no better known than the rest.
+        for batch in _batches(self.items, self.training, self.fabric, 0, seed=self.training.seed + 1):
+            with self.fabric.autocast():
+                latents = self.tokenizer.encoder(self.fabric.to_device(batch.values))
+            self.tokenizer.quantizer(latents)
+            seen += latents[..., 0].numel() * ranks()
+            if seen >= wanted:
+                return
+
+
+class _Window:
+    """Sums over the steps between two records."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.terms: dict[str, list[Tensor]] = {}
+        self.indices: list[Tensor] = []
+        self.skipped: dict[str, str] = {}
+
+    def add(self, loss: Tensor, terms: dict[str, Tensor], indices: Tensor, batch: Batch) -> None:
+        self.losses.append(loss.detach())
+        for name, term in terms.items():
+            self.terms.setdefault(name, []).append(term.detach())
+        self.indices.append(indices.unique())
+        self.skipped.update(batch.skipped)
+
+    def numbers(self, step: int, codebook_sizes: tuple[int, ...]) -> Record:
+        loss = float(torch.stack(self.losses).mean())
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {step}; the last checkpoint is untouched: "
+                "lower training.learning_rate, or set training.clip, and resume"
+            )
+        numbers: Record = {"loss": loss}
+        numbers |= {f"loss_{name}": float(torch.stack(terms).mean()) for name, terms in self.terms.items()}
+        if len(codebook_sizes) == 1:
+            numbers["usage"] = torch.cat(self.indices).unique().numel() / codebook_sizes[0]
+        if self.skipped:
+            numbers["skipped"] = self.skipped
+        return numbers
+
+
+def _batches(items: Items, training: Training, fabric: Fabric, first: int, seed: int | None = None) -> Iterator[Batch]:
+    return training_batches(
+        items,
+        batch_size=training.batch_size,
+        seed=training.seed if seed is None else seed,
+        first_step=first,
+        steps=training.steps,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+        workers=training.workers,
+    )
+
+
+def _first_batches(items: Items, number: int, batch_size: int) -> Iterator[Batch]:
+    for count, batch in enumerate(evaluation_batches(items, batch_size=batch_size)):
+        if count * batch_size >= number:
+            return
+        if len(batch.keys):
+            yield batch
+
+
+def _hand_over_records(step: int, hand_overs: list[HandOver]) -> Iterator[Record]:
+    for record in hand_overs:
+        yield {"step": step, "event": "hand_over", **record._asdict()}
+
+
+def _average_of(tokenizer: Tokenizer, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+    return AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def _renew_average(average: AveragedModel | None, tokenizer: Tokenizer) -> None:
+    """A codebook that was just founded has nothing in common with the average of the old ones."""
+    if average is not None:
+        average.module.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
+
+
+def _saved(parts: dict[str, Any]) -> dict[str, Any]:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    state["random"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        state["random_cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore(parts: dict[str, Any], state: dict[str, Any]) -> None:
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    torch.set_rng_state(state["random"])
+    if torch.cuda.is_available() and "random_cuda" in state:
+        torch.cuda.set_rng_state(state["random_cuda"])

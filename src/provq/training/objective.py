@@ -1,0 +1,44 @@
+"""What a tokenizer is trained to make small: a sum of terms with names and weights."""
+
+from typing import Annotated, final
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import l1_loss, mse_loss
+
+from provq.spec import checked
+from provq.tokenizer import Reconstruction
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+@final
+class Objective:
+    """Weighted terms; a weight of 0 leaves its term out.
+
+    Args:
+        l2: Weight of the mean squared error.
+        l1: Weight of the mean absolute error.
+        quantizer: Weight of the quantizer's own loss.
+
+    Raises:
+        UsageError: A weight is negative.
+    """
+
+    @checked
+    def __init__(self, l2: Weight = 1.0, l1: Weight = 0.0, quantizer: Weight = 1.0) -> None:
+        self.l2 = l2
+        self.l1 = l1
+        self.quantizer = quantizer
+
+    def __call__(self, made: Reconstruction, items: Float[Tensor, "b ..."]) -> dict[str, Float[Tensor, ""]]:
+        """The terms by name, weighted; their sum is the loss."""
+        terms = {}
+        if self.l2:
+            terms["l2"] = self.l2 * mse_loss(made.output, items)
+        if self.l1:
+            terms["l1"] = self.l1 * l1_loss(made.output, items)
+        if self.quantizer:
+            terms["quantizer"] = self.quantizer * made.loss
+        return terms

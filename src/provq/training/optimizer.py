@@ -1,0 +1,45 @@
+"""The optimizer and its learning rates: the networks warm up and anneal, codebooks keep a rate of their own."""
+
+import math
+
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from provq.tokenizer import Tokenizer
+
+
+def make_optimizer(
+    tokenizer: Tokenizer,
+    *,
+    steps: int,
+    learning_rate: float,
+    codebook_learning_rate: float | None,
+    warmup: float,
+    final_learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> tuple[AdamW, LambdaLR]:
+    """AdamW over two groups of parameters, and the schedule of their rates.
+
+    The networks' rate rises in a straight line over the share `warmup` of all steps, then falls along half a cosine
+    to the ratio `final_learning_rate` of its peak. The codebook's rate is constant, since codes have to follow their
+    latents to the end (arXiv 2609.26774), and codes do not decay.
+    """
+    of_quantizer = {id(parameter) for parameter in tokenizer.quantizer.parameters()}
+    networks = [parameter for parameter in tokenizer.parameters() if id(parameter) not in of_quantizer]
+    groups: list[dict[str, object]] = [{"params": networks, "lr": learning_rate}]
+    rates = [lambda step: _warm_cosine(step, steps, warmup, final_learning_rate)]
+    if of_quantizer:
+        rate = learning_rate if codebook_learning_rate is None else codebook_learning_rate
+        groups.append({"params": list(tokenizer.quantizer.parameters()), "lr": rate, "weight_decay": 0.0})
+        rates.append(lambda step: 1.0)
+    optimizer = AdamW(groups, betas=betas, weight_decay=weight_decay)
+    return optimizer, LambdaLR(optimizer, rates)
+
+
+def _warm_cosine(step: int, steps: int, warmup: float, final: float) -> float:
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    share = min(1.0, (step - rising) / max(1, steps - rising))
+    return final + (1 - final) * (1 + math.cos(math.pi * share)) / 2
