@@ -133,7 +133,16 @@ def text_of(source: str) -> str:
 
 def header_of(source: str) -> str:
     """The first line of a recipe's opening comment."""
-    first = text_of(source).partition("\n")[0]
+    return _first_comment(_located(source))
+
+
+def header_of_arm(source: str) -> str:
+    """The first line of an arm's opening comment."""
+    return _first_comment(_located(source, folder="arms"))
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text().partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 

@@ -183,6 +183,11 @@ class Tokenizer(nn.Module):
         return tokenizer.eval()
 
 
+def opened(tokenizer: Tokenizer | str | Path) -> Tokenizer:
+    """The tokenizer itself, or the one that a folder holds; in evaluation mode either way."""
+    return tokenizer.eval() if isinstance(tokenizer, Tokenizer) else Tokenizer.from_pretrained(tokenizer)
+
+
 def _newest(folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder

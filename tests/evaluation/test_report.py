@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from provq.errors import UserError
-from provq.evaluation.report import ArmReport, write_report
+from provq.evaluation.report import LINES, ArmReport, write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -62,7 +62,7 @@ def arm(name: str, description: str, *, psnr: float, used: int, ramp: tuple[int,
             "dead_codes": round((1 - usage) * CODES),
             "relative_error": 0.31 - 0.2 * usage + 0.004 * lucky,
             "coverage": usage,
-            "continuity_gap": 0.012 - 0.006 * usage,
+            "continuity_gap": 2.4 - 1.3 * usage,
             "bits_per_item": 576.0,
         }
         common = {
@@ -387,6 +387,27 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone(tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
+def luminance(colour: str) -> float:
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_stand_out_on_light_and_dark(text):
+    for theme, block in enumerate(re.findall(r":root \{(.*?)\}", text, re.DOTALL)):
+        colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+        for name in ("ink", "ink-soft", "accent", "better", "worse"):
+            assert min(contrast(colours[name], colours[ground]) for ground in ("page", "card")) >= 4.5
+        for line in LINES:
+            assert contrast(line[theme], colours["card"]) >= 3
+            assert line[theme] in block
+
+
 FRAME = """<!DOCTYPE html><html><head><meta charset="utf-8"><style>body {{ margin: 0 }}</style></head>
 <body><iframe id="frame" style="width: {width}px; height: 800px; border: 0; display: block"
 srcdoc="{page}"></iframe>
@@ -419,18 +440,36 @@ def browse(tmp_path: Path, address: Path, *flags: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
-@pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
+def measures(tmp_path: Path, frame: Path) -> dict[str, int]:
+    found = re.search(
+        r'data-measures="([^"]*)"', browse(tmp_path, frame, "--dump-dom", "--window-size=1280,900")
+    )
+    return json.loads(html.unescape(found[1]))
+
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
+
+
+@needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_fits_a_desk_and_a_phone(tmp_path, text, width):
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(width=width, page=html.escape(text)), encoding="utf-8")
-    found = re.search(
-        r'data-measures="([^"]*)"', browse(tmp_path, frame, "--dump-dom", "--window-size=1280,900")
-    )
-    measures = json.loads(html.unescape(found[1]))
-    assert measures["seen"] == measures["needed"] == width
-    assert measures["broken"] == measures["spilt"] == measures["unpainted"] == 0
+    found = measures(tmp_path, frame)
+    assert found["seen"] == found["needed"] == width
+    assert found["broken"] == found["spilt"] == found["unpainted"] == 0
     shot = tmp_path / f"{width}.png"
-    browse(tmp_path, frame, f"--screenshot={shot}", f"--window-size={max(width, 500)},{measures['height']}")
-    colours = np.asarray(Image.open(shot).convert("RGB").crop((0, 0, width, measures["height"])))
+    browse(tmp_path, frame, f"--screenshot={shot}", f"--window-size={max(width, 500)},{found['height']}")
+    colours = np.asarray(Image.open(shot).convert("RGB").crop((0, 0, width, found["height"])))
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) > 1000
+
+
+@needs_browser
+def test_long_words_do_not_widen_the_page(tmp_path):
+    long = "incomprehensibilities" * 8
+    arms = [*five_arms(1), arm(long, long, psnr=26.5, used=300, ramp=(0, 9), seeds=1)]
+    words = {"title": long, "summary": long, "commands": [long], "recipe": long, "environment": {long: long}}
+    text = written(tmp_path / "report.html", arms, **words)
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.format(width=390, page=html.escape(text)), encoding="utf-8")
+    assert measures(tmp_path, frame)["needed"] == 390

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from provq.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Transform
 
 UPPER_BOUND = "continuous"
 """The arm that never becomes discrete: it bounds what the others can reach and competes with none."""
@@ -75,14 +76,22 @@ class Column:
 
 
 COLUMNS = (
-    Column("psnr", "PSNR", 2, True, "Closeness to the originals; 1 dB more is 21 % less error.", "dB"),
+    Column("psnr", "PSNR", 2, True, "Closeness to the originals; +1 dB is 21 % less error.", "dB"),
     Column("ssim", "SSIM", 3, True, "Likeness of structure to the originals; 1 is identical."),
     Column("usage", "Usage", 1, True, "Share of the codes that were used at least once.", "%", 100.0),
     Column("perplexity", "Perplexity", 1, True, "How many codes, used equally, would be as diverse."),
-    Column("dead_codes", "Dead codes", 1, False, "Codes that were never used."),
-    Column("relative_error", "Relative error", 3, False, "Error of rounding to codes, against the latents."),
-    Column("effective_dim", "Effective dim.", 1, True, "How many independent directions the latents fill."),
-    Column("continuity_gap", "Continuity gap", 3, False, "What hard codes cost over unquantized latents."),
+    Column("dead_codes", "Dead codes", 1, False, "Codes that were never used, over all codebooks."),
+    Column(
+        "relative_error",
+        "Relative error",
+        3,
+        False,
+        "Squared distance of latents to codes, over their variance.",
+    ),
+    Column("effective_dim", "Effective dim.", 1, True, "Directions that hold 99 % of the codes’ variance."),
+    Column(
+        "continuity_gap", "Continuity gap", 2, False, "Error on continuous latents over that on hard codes."
+    ),
 )
 
 
@@ -100,9 +109,14 @@ class Panel:
 
 PANELS = (
     Panel("loss", "Loss", "Solid: hard codes. Dashed: at the current hardness.", "loss_hard", "loss_current"),
-    Panel("hardness", "Hardness", "From 0, continuous, to 1, discrete tokens.", "hardness"),
+    Panel("hardness", "Hardness", "From 0, continuous, to 1, discrete. Equals side by side.", "hardness"),
     Panel("usage", "Usage", "Share of the codes in use.", "usage"),
-    Panel("dimension", "Effective dimension", "Independent directions the latents fill.", "effective_dim"),
+    Panel(
+        "dimension",
+        "Effective dimension",
+        "Directions that hold 99 % of the codes’ variance.",
+        "effective_dim",
+    ),
 )
 
 
@@ -334,12 +348,12 @@ def _cell(arm: ArmReport, baseline: ArmReport | None, column: Column, best: bool
 def _budget(arm: ArmReport) -> str:
     """What the arm was given: its seeds, and the mean steps and seconds of one."""
     count = len(arm.evaluations)
-    parts = [f"{count} seed{'' if count == 1 else 's'}"]
+    parts = [f"{count}\u00a0seed{'' if count == 1 else 's'}"]
     steps, seconds = _mean(arm, "steps"), _mean(arm, "seconds")
     if steps is not None:
-        parts.append(f"{_number(steps, 0)} steps")
+        parts.append(f"{_number(steps, 0)}\u00a0steps")
     if seconds is not None:
-        parts.append(f"{_number(seconds, 0)} s")
+        parts.append(f"{_number(seconds, 0)}\u00a0s")
     return " · ".join(parts)
 
 
@@ -347,14 +361,20 @@ def _charts(arms: Sequence[ArmReport], colours: Sequence[int]) -> list[Chart]:
     """The panels that have anything to show, drawn."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.transforms import ScaledTranslation
 
     charts = []
     for panel in PANELS:
         with rc_context({"svg.hashsalt": panel.key, "svg.fonttype": "none", "font.size": 9.0}):
             figure = Figure(figsize=(4.6, 2.7), layout="constrained")
             axes = figure.add_subplot()
-            painted = zip(arms, colours, strict=True)
-            ends = [_draw(axes, panel, arm, LINES[colour][0]) for arm, colour in painted]
+            # Arms of one hardness would hide one another, so that panel draws them side by side.
+            apart = 2.0 if panel.key == "hardness" else 0.0
+            ends = []
+            for row, (arm, colour) in enumerate(zip(arms, colours, strict=True)):
+                lift = apart * ((len(arms) - 1) / 2 - row) / 72
+                place = axes.transData + ScaledTranslation(0, lift, figure.dpi_scale_trans)
+                ends.append(_draw(axes, place, panel, arm, LINES[colour][0]))
             if not axes.lines:
                 continue
             _dress(axes, panel)
@@ -367,22 +387,21 @@ def _charts(arms: Sequence[ArmReport], colours: Sequence[int]) -> list[Chart]:
     return charts
 
 
-def _draw(axes: "Axes", panel: Panel, arm: ArmReport, colour: str) -> float | None:
-    """Draw one arm, its mean over seeds in front of the seeds; return where the solid mean ends."""
+def _draw(axes: "Axes", place: "Transform", panel: Panel, arm: ArmReport, colour: str) -> float | None:
+    """Draw one arm, the mean over seeds in front of the seeds; return where the solid mean ends."""
     end = None
-    for key, dashes in ((panel.solid, "-"), (panel.dashed, (0, (3, 2)))):
+    for key, dashes, width in ((panel.solid, "-", 1.8), (panel.dashed, (0, (3, 2)), 1.2)):
         seeds = [] if key is None else [_points(records, "step", key) for records in arm.curves]
         seeds = [points for points in seeds if points]
         if not seeds:
             continue
+        pen: dict[str, Any] = {"color": colour, "linestyle": dashes, "transform": place}
         for points in seeds if len(seeds) > 1 else ():
-            steps, heights = list(points), list(points.values())
-            axes.plot(steps, heights, color=colour, linewidth=0.6, alpha=0.4, linestyle=dashes)
+            axes.plot(list(points), list(points.values()), linewidth=0.6, alpha=0.4, **pen)
         shared = [step for step in seeds[0] if all(step in points for points in seeds)]
         mean = [fmean(points[step] for points in seeds) for step in shared]
         marker = "o" if len(shared) == 1 else None
-        width = 1.8 if key == panel.solid else 1.2
-        axes.plot(shared, mean, color=colour, linewidth=width, linestyle=dashes, marker=marker, markersize=3)
+        axes.plot(shared, mean, linewidth=width, marker=marker, markersize=3, **pen)
         if key == panel.solid and mean:
             end = mean[-1]
     return end
@@ -403,7 +422,7 @@ def _dress(axes: "Axes", panel: Panel) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
     if panel.key in ("hardness", "usage"):
-        axes.set_ylim(-0.04, 1.04)
+        axes.set_ylim(-0.06, 1.06)
     if panel.key == "usage":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axes.set_xlabel("step", color=INK)

@@ -3,15 +3,18 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from provq.data import Batch
+
 Record = dict[str, Any]
+Thing = TypeVar("Thing")
 
 
 class Log:
@@ -74,6 +77,32 @@ def shown(records: Iterator[Record], *, steps: int, first_step: int, title: str)
             yield _on_bar(records, progress, task)
     else:
         yield _on_lines(records, console, steps, title)
+
+
+def counted(batches: Iterable[Batch], total: int, skipped: dict[str, str]) -> Iterator[Batch]:
+    """Pass batches on, showing how many of `total` items are done, and note in `skipped` what was not readable."""
+    with _bar("items", total) as advance:
+        for batch in batches:
+            skipped.update(batch.skipped)
+            yield batch
+            advance(len(batch.keys) + len(batch.skipped))
+
+
+def advancing(things: Iterable[Thing], total: int, title: str) -> Iterator[Thing]:
+    """Pass things on, showing how many of `total` are done."""
+    with _bar(title, total) as advance:
+        for thing in things:
+            yield thing
+            advance(1)
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda number: progress.advance(task, number)
 
 
 def show_skipped(skipped: Mapping[str, str], most: int = 10) -> None:

@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -101,7 +101,9 @@ def test_grey_with_alpha_is_laid_over_white():
     assert read[0, :, 1].tolist() == [255, 100, 224]
 
 
-@pytest.mark.parametrize(("file_format", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})])
+@pytest.mark.parametrize(
+    ("file_format", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})]
+)
 def test_rgba_is_laid_over_white(file_format, options):
     values = np.array([[[200, 0, 100, 255], [200, 0, 100, 0], [200, 0, 100, 51]]], dtype=np.uint8)
     read = read_pixels(saved(Image.fromarray(values), file_format, **options))
@@ -213,7 +215,9 @@ def test_truncated_files_are_unreadable(file_format):
     assert caught.value.reason
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"P6 2 2"])
+@pytest.mark.parametrize(
+    "data", [b"", b"not a picture", b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"P6 2 2"]
+)
 def test_other_bytes_are_unreadable(data):
     with pytest.raises(UnreadableImage):
         read_image(data)
@@ -275,6 +279,7 @@ def test_unreadable_image_is_a_data_error():
 pictures = arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3)))
 
 
+@settings(deadline=None)
 @given(pictures)
 def test_to_image_undoes_to_tensor(pixels):
     values = to_tensor(Image.fromarray(pixels))
@@ -301,6 +306,7 @@ def test_to_image_clamps_and_rounds():
     assert np.asarray(to_image(torch.full((3, 1, 1), -0.6 / 127.5)))[0, 0, 0] == 127
 
 
+@settings(deadline=None)
 @given(pictures)
 def test_to_png_is_lossless(pixels):
     assert np.array_equal(read_pixels(to_png(Image.fromarray(pixels))), pixels)

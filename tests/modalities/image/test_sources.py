@@ -178,7 +178,13 @@ def test_another_kind_of_file_lists_what_is_accepted(tmp_path):
 def test_tar_labels_from_cls_members(tmp_path):
     path = write_tar(
         tmp_path / "a.tar",
-        [("x/1.png", png(1)), ("x/1.cls", b"2\n"), ("x/2.png", png(2)), ("y/3.cls", b"0"), ("y/3.png", png(3))],
+        [
+            ("x/1.png", png(1)),
+            ("x/1.cls", b"2\n"),
+            ("x/2.png", png(2)),
+            ("y/3.cls", b"0"),
+            ("y/3.png", png(3)),
+        ],
     )
     source = opened(path)
     assert isinstance(source, TarSource)
@@ -218,7 +224,11 @@ def test_tar_formats_and_long_names(tmp_path, tar_format):
 def test_tar_takes_only_visible_regular_files(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
-        for kind, name in ((tarfile.SYMTYPE, "link.png"), (tarfile.DIRTYPE, "dir.png"), (tarfile.FIFOTYPE, "p.png")):
+        for kind, name in (
+            (tarfile.SYMTYPE, "link.png"),
+            (tarfile.DIRTYPE, "dir.png"),
+            (tarfile.FIFOTYPE, "p.png"),
+        ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
@@ -264,7 +274,9 @@ def shards(tmp_path):
     ],
 )
 def test_patterns_of_tars(shards, pattern, numbers):
-    assert levels(opened(shards / pattern)) == [10 * number + picture for number in numbers for picture in range(3)]
+    assert levels(opened(shards / pattern)) == [
+        10 * number + picture for number in numbers for picture in range(3)
+    ]
 
 
 def test_a_pattern_from_the_working_folder(shards, monkeypatch):
@@ -287,13 +299,12 @@ def test_a_pattern_may_match_only_tars(shards):
         opened(shards / "*")
 
 
-@pytest.mark.parametrize("cut", [1, 100, 512, 512 + 40, 1024, 1024 + 7, 1536])
-def test_a_truncated_tar_is_named(tmp_path, cut):
+@pytest.mark.parametrize("length", [1, 512, 1000, 1024, 1030, 1536, 2047, 2048])
+def test_a_truncated_tar_is_named(tmp_path, length):
     path = write_tar(tmp_path / "a.tar", [("a.png", png(1)), ("b.png", png(2))])
-    whole = path.read_bytes()
-    # Two pictures, each with a header in one block and its bytes in another; then the blocks that end the tar.
+    # Two pictures, each with a header in one block and its bytes in another; then blocks that end the tar.
     assert len(png(1)) <= 512
-    path.write_bytes(whole[: 2048 - cut] if cut < 1536 else whole[:2048])
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(UserError, match=r"a\.tar.*truncated"):
         opened(path)
 
@@ -351,7 +362,7 @@ def test_a_tar_that_shrinks_or_vanishes_makes_pictures_unreadable(tmp_path):
     path = write_tar(tmp_path / "a.tar", [("a.png", png(1)), ("b.png", png(2))])
     source = opened(path)
     path.write_bytes(path.read_bytes()[:1536])
-    assert levels(source)[:1] == [1] if len(source) == 1 else source.read(0).size == (8, 8)
+    assert source.read(0).getpixel((0, 0)) == (1, 1, 1)
     with pytest.raises(UnreadableImage, match="shorter"):
         source.read(1)
     path.unlink()
@@ -370,7 +381,9 @@ def test_worker_processes_read_the_same_from_tars(shards):
     alone = list(evaluation_batches(views, batch_size=2))
     shared = list(evaluation_batches(views, batch_size=2, workers=2))
     expected = [10 * number + picture for number in range(4) for picture in range(3)]
-    assert [round(float(value)) for batch in alone for value in (batch.values[:, 0, 0, 0] + 1) * 127.5] == expected
+    assert [
+        round(float(value)) for batch in alone for value in (batch.values[:, 0, 0, 0] + 1) * 127.5
+    ] == expected
     assert len(alone) == len(shared) == 6
     for left, right in zip(alone, shared, strict=True):
         assert left.keys == right.keys
@@ -471,7 +484,9 @@ def test_misspelt_embedded_pictures():
 
 
 def test_unsupported_hub_lists_what_is_accepted():
-    with pytest.raises(UsageError, match="not supported in this version.*folder of pictures.*embedded:digits"):
+    with pytest.raises(
+        UsageError, match="not supported in this version.*folder of pictures.*embedded:digits"
+    ):
         opened("hf:some/dataset")
 
 

@@ -1,0 +1,76 @@
+"""provq: vector-quantised tokenizers whose codebooks do not collapse.
+
+Importing the package costs nothing: each public name is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from provq.commands.compare import compare as compare
+    from provq.commands.decode import decode as decode
+    from provq.commands.encode import encode as encode
+    from provq.commands.evaluate import evaluate as evaluate
+    from provq.commands.inspect import inspect as inspect
+    from provq.commands.reconstruct import reconstruct as reconstruct
+    from provq.commands.train import train as train
+    from provq.curriculum.handover import hand_over as hand_over
+    from provq.curriculum.progressive import Progressive as Progressive
+    from provq.curriculum.scheduler import HardnessScheduler as HardnessScheduler
+    from provq.curriculum.schedules import Constant as Constant
+    from provq.curriculum.schedules import Cosine as Cosine
+    from provq.curriculum.schedules import Deferred as Deferred
+    from provq.curriculum.schedules import Linear as Linear
+    from provq.curriculum.schedules import Piecewise as Piecewise
+    from provq.curriculum.schedules import Schedule as Schedule
+    from provq.errors import UsageError as UsageError
+    from provq.errors import UserError as UserError
+    from provq.quantizers.base import Quantized as Quantized
+    from provq.quantizers.base import Quantizer as Quantizer
+    from provq.quantizers.continuous import Continuous as Continuous
+    from provq.quantizers.finite_scalar import FiniteScalarQuantizer as FiniteScalarQuantizer
+    from provq.quantizers.vector import VectorQuantizer as VectorQuantizer
+    from provq.tokenizer import Tokenizer as Tokenizer
+
+_HOME = {
+    "compare": "commands.compare",
+    "decode": "commands.decode",
+    "encode": "commands.encode",
+    "evaluate": "commands.evaluate",
+    "inspect": "commands.inspect",
+    "reconstruct": "commands.reconstruct",
+    "train": "commands.train",
+    "hand_over": "curriculum.handover",
+    "Progressive": "curriculum.progressive",
+    "HardnessScheduler": "curriculum.scheduler",
+    "Constant": "curriculum.schedules",
+    "Cosine": "curriculum.schedules",
+    "Deferred": "curriculum.schedules",
+    "Linear": "curriculum.schedules",
+    "Piecewise": "curriculum.schedules",
+    "Schedule": "curriculum.schedules",
+    "UsageError": "errors",
+    "UserError": "errors",
+    "Quantized": "quantizers.base",
+    "Quantizer": "quantizers.base",
+    "Continuous": "quantizers.continuous",
+    "FiniteScalarQuantizer": "quantizers.finite_scalar",
+    "VectorQuantizer": "quantizers.vector",
+    "Tokenizer": "tokenizer",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'provq' has no attribute {name!r}")
+    found = getattr(import_module(f"provq.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,36 @@
+"""The shell's side of the verbs: one file a verb, and whatever takes long to import inside its function."""
+
+import sys
+
+import typer
+
+from provq.cli.compare import compare
+from provq.cli.decode import decode
+from provq.cli.encode import encode
+from provq.cli.evaluate import evaluate
+from provq.cli.inspect import inspect
+from provq.cli.recipes import recipes
+from provq.cli.reconstruct import reconstruct
+from provq.cli.train import train
+from provq.errors import UserError
+
+app = typer.Typer(
+    name="provq",
+    help="Train, measure and ship vector-quantised tokenizers whose codebooks do not collapse.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (train, compare, evaluate, reconstruct, encode, decode, inspect):
+    app.command()(verb)
+app.add_typer(recipes, name="recipes")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one sentence and exit code 1 (data) or 2 (usage)."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)

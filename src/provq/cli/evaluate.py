@@ -1,0 +1,31 @@
+"""`provq evaluate`."""
+
+from typing import Annotated
+
+import typer
+
+from provq.cli.arguments import Checkpoint, Json, write_json
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="A folder, tars or embedded:NAME; left out, what training held out.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items at a time; changes no number.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Reading processes.")] = 0,
+    json: Json = None,
+) -> None:
+    """Measure a tokenizer, always with hard codes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from provq.commands.evaluate import evaluate as run
+
+    numbers = run(checkpoint, data, batch_size=batch_size, workers=workers)
+    table = Table("measure", "value", box=None)
+    for name, value in numbers.items():
+        table.add_row(name, f"{value:,.4f}".rstrip("0").rstrip("."))
+    if str(json) != "-":
+        Console().print(table)
+    write_json(numbers, json)

@@ -1,0 +1,56 @@
+"""`provq recipes ls`, `show`, `cp` and `validate`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from provq.cli.arguments import Json, Overrides, RecipeName, write_json
+
+recipes = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
+
+
+@recipes.command()
+def ls(
+    arms: Annotated[bool, typer.Option("--arms", help="List the arms of comparisons instead.")] = False, json: Json = None
+) -> None:
+    """List what is shipped, with what each is for."""
+    from provq.recipe import header_of, header_of_arm, shipped
+
+    names = shipped("arms") if arms else shipped()
+    lines = {name: header_of_arm(name) if arms else header_of(name) for name in names}
+    if str(json) != "-":
+        width = max(map(len, lines))
+        sys.stdout.writelines(f"{name:<{width}}  {line}\n" for name, line in lines.items())
+    write_json(lines, json)
+
+
+@recipes.command()
+def show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print a recipe as it stands when `extends` and changes are resolved."""
+    from provq.recipe import load
+
+    sys.stdout.write(load(recipe, overrides or []).to_yaml())
+
+
+@recipes.command()
+def cp(recipe: RecipeName, file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")]) -> None:
+    """Copy a shipped recipe, comments and all, to a file of your own."""
+    from provq.errors import UsageError
+    from provq.recipe import text_of
+
+    text = text_of(recipe)
+    if file.exists():
+        raise UsageError(f"{file} is there already; choose another name")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+@recipes.command()
+def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Check a recipe: every kind, key, type and bound; no data is opened."""
+    from provq.recipe import build_parts, load
+
+    build_parts(load(recipe, overrides or []))
+    sys.stdout.write(f"{recipe}: valid\n")

@@ -1,0 +1,56 @@
+"""Measure a tokenizer on held-out data."""
+
+from pathlib import Path
+
+from provq import modalities
+from provq.data import evaluation_batches
+from provq.errors import UserError
+from provq.evaluation.evaluate import evaluate as evaluate_batches
+from provq.modalities import Modality
+from provq.spec import build
+from provq.tokenizer import Tokenizer, opened
+from provq.training.log import counted, show_skipped
+
+
+def evaluate(
+    tokenizer: Tokenizer | str | Path, data: str | None = None, *, batch_size: int = 64, workers: int = 0
+) -> dict[str, float]:
+    """Measure a tokenizer with hard codes.
+
+    Args:
+        tokenizer: The tokenizer, a saved one, or the folder of a run.
+        data: What to measure on, in the words of `data.val`; left out, what the tokenizer's own recipe holds out.
+        batch_size: Items at a time; it changes no number.
+        workers: Reading processes.
+
+    Returns:
+        `count`, `psnr` (dB), `ssim`, `usage`, `perplexity`, `dead_codes`, `relative_error`, `coverage`,
+        `effective_dim`, `latent_dim`, `continuity_gap`, `bits_per_item`; NaN where one is not defined.
+
+    Raises:
+        UserError: The tokenizer or the data cannot be read.
+    """
+    tokenizer = opened(tokenizer)
+    modality = modality_of(tokenizer)
+    items = modality.held_out_items() if data is None else modality.items_of(data)
+    if items is None:
+        raise UserError("this tokenizer's recipe holds nothing out (data.val is missing); say what to evaluate on")
+    skipped: dict[str, str] = {}
+    batches = evaluation_batches(items, batch_size=batch_size, workers=workers)
+    numbers = evaluate_batches(tokenizer, counted(batches, len(items), skipped), modality.measures())
+    show_skipped(skipped)
+    if not numbers["count"]:
+        raise UserError(f"none of the {len(items)} items can be read; the first: {next(iter(skipped.items()))}")
+    return numbers
+
+
+def modality_of(tokenizer: Tokenizer) -> Modality:
+    """The kind of data that a tokenizer was trained on, as its metadata states it.
+
+    Raises:
+        UserError: The metadata does not say.
+    """
+    table = tokenizer.metadata.get("data")
+    if table is None:
+        raise UserError("this tokenizer does not say what data it is for: its metadata has no table 'data'")
+    return build(table, modalities.KINDS, where="metadata.data", base=Modality)

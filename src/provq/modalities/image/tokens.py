@@ -1,0 +1,99 @@
+"""Whole pictures of any size, to token files and back.
+
+    picture --padded--> (1, 3, H, W) with sides that the encoder can halve --encode--> indices --> KEY.safetensors
+    KEY.safetensors --> indices --decode--> (1, 3, H, W) --cut to height and width--> picture
+
+A token file holds the tensor `indices`, and as metadata the picture's height and width and the fingerprint of the
+tokenizer that made it.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import pad
+
+from provq.errors import UserError
+from provq.modalities.image.pixels import to_image, to_tensor
+from provq.tokenizer import Tokenizer
+
+SUFFIX = ".safetensors"
+
+
+class PictureTokens(NamedTuple):
+    """The tokens of one picture, its size in pixels, and the fingerprint of the tokenizer that made them."""
+
+    indices: Int[Tensor, "1 ..."]
+    height: int
+    width: int
+    fingerprint: str
+
+
+def encode_picture(tokenizer: Tokenizer, picture: Image.Image, fingerprint: str) -> PictureTokens:
+    """The tokens of a picture; where its sides are no multiples of the encoder's reduction its edges are repeated.
+
+    Raises:
+        UserError: The tokenizer makes no tokens.
+    """
+    values = _padded(to_tensor(picture)[None], tokenizer.encoder.reduction)
+    return PictureTokens(tokenizer.encode(values), picture.height, picture.width, fingerprint)
+
+
+def decode_picture(tokenizer: Tokenizer, tokens: PictureTokens) -> Image.Image:
+    """The picture that tokens stand for, in the size of the picture they were made from.
+
+    Raises:
+        UserError: An index is not that of a code, or the tokens are too few for the size.
+    """
+    values = tokenizer.decode(tokens.indices)[0]
+    if values.shape[-2] < tokens.height or values.shape[-1] < tokens.width:
+        raise UserError(
+            f"tokens of shape {tuple(tokens.indices.shape[1:])} make a picture of {values.shape[-1]}x{values.shape[-2]}, "
+            f"which is smaller than the {tokens.width}x{tokens.height} that the file states"
+        )
+    return to_image(values[:, : tokens.height, : tokens.width])
+
+
+def write_tokens(path: Path, tokens: PictureTokens) -> None:
+    """Write a token file, whole or not at all."""
+    size = {"height": str(tokens.height), "width": str(tokens.width)}
+    content = save({"indices": tokens.indices[0].contiguous()}, {**size, "fingerprint": tokens.fingerprint})
+    write_whole(path, content)
+
+
+def read_tokens(path: Path) -> PictureTokens:
+    """Read a token file.
+
+    Raises:
+        UserError: It is damaged, or no token file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            indices = file.get_tensor("indices")
+        height, width = int(metadata["height"]), int(metadata["width"])
+        fingerprint = metadata["fingerprint"]
+    except Exception as error:  # safetensors raises its own type, which derives from Exception alone
+        raise UserError(f"{path}: not a token file: {error}; `provq encode` writes them") from error
+    if indices.dtype != torch.int64 or indices.ndim < 2 or min(height, width) < 1:
+        raise UserError(f"{path}: not a token file: its indices have type {indices.dtype} and shape {tuple(indices.shape)}")
+    return PictureTokens(indices[None], height, width, fingerprint)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
+
+
+def _padded(values: Float[Tensor, "1 3 h w"], multiple: int) -> Float[Tensor, "1 3 h2 w2"]:
+    height, width = values.shape[-2:]
+    return pad(values, (0, -width % multiple, 0, -height % multiple), mode="replicate")
