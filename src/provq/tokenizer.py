@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, final
+from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
@@ -120,7 +120,7 @@ class Tokenizer(nn.Module):
         return digest.hexdigest()[:12]
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, where: str = "", local: bool = False) -> Self:
+    def from_config(cls, config: Mapping[str, Any], *, where: str = "", local: bool = False) -> "Tokenizer":
         """Build a tokenizer, with fresh weights, from the tables `encoder`, `quantizer` and `decoder`.
 
         The length of a latent is the quantizer's.
@@ -155,7 +155,7 @@ class Tokenizer(nn.Module):
         (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
         """Read a tokenizer, in evaluation mode, from what `save_pretrained` or a training run wrote.
 
         Nothing that is read can run code: the config may name provq's own classes only.

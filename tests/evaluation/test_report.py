@@ -207,6 +207,14 @@ def test_can_be_read_without_seeing_it(page, text):
     assert len(names) == len(set(names))
 
 
+def test_charts_show_the_whole_training(text):
+    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    for chart in charts:
+        assert re.findall(r">(\dk?)</text>", chart)[:5] == ["0", "1k", "2k", "3k", "4k"]
+    loss, _, usage, _ = charts
+    assert ">0.5</text>" in loss and ">0.002</text>" in loss and ">100 %</text>" in usage
+
+
 def test_sections_come_in_order(text):
     order = ["verdict", "results", "curves", "reconstructions", "codebooks", "making", "environment"]
     places = [text.index('<p class="verdict"'), *(text.index(f'id="{name}"') for name in order[1:])]

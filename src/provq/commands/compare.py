@@ -19,8 +19,8 @@ from provq.commands.train import train
 from provq.data import evaluation_batches
 from provq.errors import UsageError
 from provq.evaluation.report import ArmReport, write_report
+from provq.files import write_whole
 from provq.modalities.image.pixels import contact_sheet, to_image, to_png
-from provq.modalities.image.tokens import write_whole
 from provq.recipe import Recipe, header_of_arm, load, load_changes
 from provq.tokenizer import Tokenizer
 from provq.training.log import read_log

@@ -7,8 +7,9 @@ import torch
 
 from provq.commands.pictures import place_in
 from provq.errors import UserError
+from provq.files import write_whole
 from provq.modalities.image.pixels import to_png
-from provq.modalities.image.tokens import SUFFIX, decode_picture, read_tokens, write_whole
+from provq.modalities.image.tokens import SUFFIX, decode_picture, read_tokens
 from provq.tokenizer import Tokenizer, opened
 from provq.training.log import advancing
 

@@ -7,8 +7,9 @@ import torch
 
 from provq.commands.pictures import Pictures, place_in
 from provq.errors import UserError
+from provq.files import write_whole
 from provq.modalities.image.pixels import contact_sheet, to_png
-from provq.modalities.image.tokens import decode_picture, encode_picture, write_whole
+from provq.modalities.image.tokens import decode_picture, encode_picture
 from provq.tokenizer import Tokenizer, opened
 from provq.training.log import advancing, show_skipped
 

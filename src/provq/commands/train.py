@@ -1,6 +1,5 @@
 """Train a tokenizer from a recipe."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal
 from lightning_fabric import Fabric
 
 from provq.errors import UsageError
+from provq.files import write_whole
 from provq.recipe import Recipe, build_parts, load
 from provq.tokenizer import Tokenizer
 from provq.training.checkpoint import newest_step
@@ -86,10 +86,7 @@ def _claim(out: Path, recipe: Recipe, resume: str, first_step: int) -> None:
         difference = _difference(load(path).tables, load(recipe.tables).tables)
         if difference and first_step:
             raise UsageError(f"{out} was begun with another recipe: {difference}; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(recipe.to_yaml())
-    os.replace(unfinished, path)
+    write_whole(path, recipe.to_yaml().encode())
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> str:

@@ -1,7 +1,7 @@
 """`Progressive`: any third-party quantizer becomes progressive without being touched."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -55,7 +55,7 @@ class Progressive(nn.Module):
         relaxed = z if self.relax is None else self.relax(z)
         return _with_blend(outputs, relaxed, self.hardness, owner=type(self.module).__name__)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Progressive":
         return keeping_float32(self, fn, super()._apply, ("hardness",))
 
 

@@ -8,7 +8,6 @@ security policy forbids the browser to fetch anything. The same input gives the 
 
 import base64
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, final
 
 from provq.errors import UserError, nearest
+from provq.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Transform
 
 UPPER_BOUND = "continuous"
 """The arm that never becomes discrete: it bounds what the others can reach and competes with none."""
@@ -109,7 +108,7 @@ class Panel:
 
 PANELS = (
     Panel("loss", "Loss", "Solid: hard codes. Dashed: at the current hardness.", "loss_hard", "loss_current"),
-    Panel("hardness", "Hardness", "From 0, continuous, to 1, discrete. Equals side by side.", "hardness"),
+    Panel("hardness", "Hardness", "0 is continuous, 1 discrete; equal arms lie side by side.", "hardness"),
     Panel("usage", "Usage", "Share of the codes in use.", "usage"),
     Panel(
         "dimension",
@@ -207,7 +206,7 @@ def write_report(
         recipe=recipe,
         environment=environment,
     )
-    _write_whole(path, page)
+    write_whole(path, page.encode())
 
 
 def _named(arms: Sequence[ArmReport], name: str | None) -> ArmReport | None:
@@ -368,13 +367,15 @@ def _charts(arms: Sequence[ArmReport], colours: Sequence[int]) -> list[Chart]:
         with rc_context({"svg.hashsalt": panel.key, "svg.fonttype": "none", "font.size": 9.0}):
             figure = Figure(figsize=(4.6, 2.7), layout="constrained")
             axes = figure.add_subplot()
-            # Arms of one hardness would hide one another, so that panel draws them side by side.
-            apart = 2.0 if panel.key == "hardness" else 0.0
             ends = []
             for row, (arm, colour) in enumerate(zip(arms, colours, strict=True)):
-                lift = apart * ((len(arms) - 1) / 2 - row) / 72
-                place = axes.transData + ScaledTranslation(0, lift, figure.dpi_scale_trans)
-                ends.append(_draw(axes, place, panel, arm, LINES[colour][0]))
+                drawn = len(axes.lines)
+                ends.append(_draw(axes, panel, arm, LINES[colour][0]))
+                if panel.key == "hardness":  # arms of one hardness would hide one another
+                    lift = 2.0 * ((len(arms) - 1) / 2 - row) / 72
+                    beside = axes.transData + ScaledTranslation(0, lift, figure.dpi_scale_trans)
+                    for line in axes.lines[drawn:]:
+                        line.set_transform(beside)
             if not axes.lines:
                 continue
             _dress(axes, panel)
@@ -387,7 +388,7 @@ def _charts(arms: Sequence[ArmReport], colours: Sequence[int]) -> list[Chart]:
     return charts
 
 
-def _draw(axes: "Axes", place: "Transform", panel: Panel, arm: ArmReport, colour: str) -> float | None:
+def _draw(axes: "Axes", panel: Panel, arm: ArmReport, colour: str) -> float | None:
     """Draw one arm, the mean over seeds in front of the seeds; return where the solid mean ends."""
     end = None
     for key, dashes, width in ((panel.solid, "-", 1.8), (panel.dashed, (0, (3, 2)), 1.2)):
@@ -395,7 +396,7 @@ def _draw(axes: "Axes", place: "Transform", panel: Panel, arm: ArmReport, colour
         seeds = [points for points in seeds if points]
         if not seeds:
             continue
-        pen: dict[str, Any] = {"color": colour, "linestyle": dashes, "transform": place}
+        pen: dict[str, Any] = {"color": colour, "linestyle": dashes}
         for points in seeds if len(seeds) > 1 else ():
             axes.plot(list(points), list(points.values()), linewidth=0.6, alpha=0.4, **pen)
         shared = [step for step in seeds[0] if all(step in points for points in seeds)]
@@ -454,17 +455,6 @@ def _themed(svg: str, key: str) -> str:
 def _picture(png: bytes) -> str:
     """The picture as an address that holds it."""
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-
-
-def _write_whole(path: Path, page: str) -> None:
-    """Put the page in place in one step, so that no reader ever meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _psnr(arm: ArmReport) -> str:

@@ -8,6 +8,7 @@ Each level halves the picture and doubles the channels, so that every level cost
 
 from typing import Annotated, final
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -59,9 +60,12 @@ class ConvolutionalEncoder(Encoder):
             )
         )
         self.project = nn.Conv2d(width, dim, 1)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, items: Float[Tensor, "b channels height width"]) -> Float[Tensor, "b rows columns dim"]:
         """Latents of pictures whose sides are multiples of `downsampling`."""
+        # With channels last in memory convolutions are up to twice as fast on a CPU, and latents need no copy.
+        items = items.contiguous(memory_format=torch.channels_last)
         latents: Tensor = self.project(silu(self.levels(self.stem(items))))
         return latents.movedim(1, -1)
 
@@ -104,6 +108,7 @@ class ConvolutionalDecoder(Decoder):
             )
         )
         self.head = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, latents: Float[Tensor, "b rows columns dim"]) -> Float[Tensor, "b channels height width"]:
         """Pictures, not clipped to their range."""

@@ -10,7 +10,7 @@ the code: 0 is a continuous autoencoder, 1 are discrete tokens. Only training mo
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Self, TypeVar, final
+from typing import NamedTuple, TypeVar, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -102,7 +102,7 @@ class Quantizer(nn.Module, ABC):
         """Hook: from now on rewrite no code at random, since the run is about to end. Nothing by default."""
 
     @final
-    def forward(self, z: Float[Tensor, "*batch dim"], mask: Bool[Tensor, "*batch"] | None = None) -> Quantized:
+    def forward(self, z: Float[Tensor, "*batch dim"], mask: Bool[Tensor, "..."] | None = None) -> Quantized:
         """Quantize vectors: in training blended by hardness, in evaluation hard.
 
         A vector with a NaN or an infinity has index -1, enters neither loss nor codebook, and comes out as it
@@ -152,7 +152,7 @@ class Quantizer(nn.Module, ABC):
                 f"got {mask.dtype} with shape {tuple(mask.shape)}"
             )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantizer":
         return keeping_float32(self, fn, super()._apply, ("hardness", *self.float32_buffers))
 
     @property

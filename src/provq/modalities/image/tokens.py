@@ -7,7 +7,6 @@ A token file holds the tensor `indices`, and as metadata the picture's height an
 tokenizer that made it.
 """
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from provq.errors import UserError
+from provq.files import write_whole
 from provq.modalities.image.pixels import to_image, to_tensor
 from provq.tokenizer import Tokenizer
 
@@ -84,14 +84,6 @@ def read_tokens(path: Path) -> PictureTokens:
     if indices.dtype != torch.int64 or indices.ndim < 2 or min(height, width) < 1:
         raise UserError(f"{path}: not a token file: its indices have type {indices.dtype} and shape {tuple(indices.shape)}")
     return PictureTokens(indices[None], height, width, fingerprint)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
 
 
 def _padded(values: Float[Tensor, "1 3 h w"], multiple: int) -> Float[Tensor, "1 3 h2 w2"]:
