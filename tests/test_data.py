@@ -29,9 +29,7 @@ class Numbers(Items):
 
 def train(items, *, batch_size=4, seed=0, first_step=0, steps=10, **options):
     return list(
-        training_batches(
-            items, batch_size=batch_size, seed=seed, first_step=first_step, steps=steps, **options
-        )
+        training_batches(items, batch_size=batch_size, seed=seed, first_step=first_step, steps=steps, **options)
     )
 
 
@@ -95,9 +93,7 @@ def test_a_resumed_run_sees_the_tail_of_an_undisturbed_one(count, batch_size, se
 def test_the_batches_of_all_ranks_make_up_those_of_one(ranks, first_step):
     items = Numbers(10, unreadable={2})
     alone = train(items, batch_size=6, first_step=first_step)
-    shared = [
-        train(items, batch_size=6, first_step=first_step, rank=rank, ranks=ranks) for rank in range(ranks)
-    ]
+    shared = [train(items, batch_size=6, first_step=first_step, rank=rank, ranks=ranks) for rank in range(ranks)]
     for whole, parts in zip(alone, zip(*shared, strict=True), strict=True):
         assert all(len(part.keys) == 6 // ranks for part in parts)
         assert torch.cat([part.values for part in parts]).equal(whole.values)
@@ -165,10 +161,7 @@ def test_mixed_seed_stays_in_range_and_repeats_itself(numbers):
 
 
 def test_mixed_seed_tells_neighbours_and_orders_apart():
-    seeds = {
-        mixed_seed(*numbers)
-        for numbers in ((a, b, c) for a in range(10) for b in range(10) for c in range(10))
-    }
+    seeds = {mixed_seed(*numbers) for numbers in ((a, b, c) for a in range(10) for b in range(10) for c in range(10))}
     assert len(seeds) == 1000
     # Neighbours differ in about half of their 63 bits.
     flips = [(mixed_seed(0, number) ^ mixed_seed(0, number + 1)).bit_count() for number in range(500)]

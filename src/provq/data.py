@@ -102,7 +102,7 @@ def training_batches(
         raise UserError(f"a batch of {batch_size} does not divide among {ranks} ranks; use a multiple of {ranks}")
     local = batch_size // ranks
     first = [step * batch_size + rank * local for step in range(first_step, steps)]
-    return _load(_Shuffled(items, seed), [range(start, start + local) for start in first], workers)
+    return _load(_Shuffled(items, seed), [list(range(start, start + local)) for start in first], workers)
 
 
 def evaluation_batches(items: Items, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
@@ -114,7 +114,7 @@ def evaluation_batches(items: Items, *, batch_size: int, workers: int = 0) -> It
     if len(items) == 0:
         raise UserError("there is nothing to evaluate: the data holds no items")
     starts = range(0, len(items), batch_size)
-    return _load(_InOrder(items), [range(s, min(s + batch_size, len(items))) for s in starts], workers)
+    return _load(_InOrder(items), [list(range(s, min(s + batch_size, len(items)))) for s in starts], workers)
 
 
 class _Shuffled(Dataset[tuple[Item, tuple[Skipped, ...]]]):
@@ -154,7 +154,9 @@ def _permutation(count: int, seed: int, epoch: int) -> Int[Tensor, " count"]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
 
 
-def _load(dataset: Dataset[tuple[Item | None, tuple[Skipped, ...]]], batches: Sequence[range], workers: int) -> Iterator[Batch]:
+def _load(
+    dataset: Dataset[tuple[Item | None, tuple[Skipped, ...]]], batches: list[list[int]], workers: int
+) -> Iterator[Batch]:
     loader = DataLoader(
         dataset,
         batch_sampler=batches,

@@ -63,7 +63,6 @@ def build_parts(recipe: Recipe) -> Parts:
 
     from provq import modalities
     from provq.curriculum import schedules
-    from provq.modalities.base import Modality
     from provq.spec import build, describe, fitting
     from provq.tokenizer import Tokenizer
     from provq.training.loop import Training
@@ -72,10 +71,10 @@ def build_parts(recipe: Recipe) -> Parts:
     tables = recipe.tables
     training_table = dict(tables["training"])
     curriculum = training_table.pop("curriculum", {"kind": "cosine"})
-    schedule = build(curriculum, schedules.KINDS, where="training.curriculum", base=schedules.Schedule, local=True)
+    schedule = build(curriculum, schedules.KINDS, where="training.curriculum", local=True)
     training = Training(**fitting(Training, training_table, where="training"))
     objective = Objective(**fitting(Objective, tables["objective"], where="objective"))
-    modality = build(tables["data"], modalities.KINDS, where="data", base=Modality, local=True)
+    modality = build(tables["data"], modalities.KINDS, where="data", local=True)
     torch.manual_seed(training.seed)
     metadata = {"data": describe(modality, modalities.KINDS)}
     tokenizer = Tokenizer.from_config({**tables, "metadata": metadata}, local=True)

@@ -6,9 +6,10 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
@@ -43,7 +44,6 @@ def build(
     table: Mapping[str, type[Built]],
     *,
     where: str,
-    base: type[Built],
     local: bool = False,
     **given: object,
 ) -> Built:
@@ -53,8 +53,8 @@ def build(
         spec: The mapping.
         table: The classes that `kind` may name.
         where: The place of the mapping in the recipe, for error sentences.
-        base: What the object must be.
-        local: Whether `kind` may also be `package.module:Class`; never for anything that was downloaded.
+        local: Whether `kind` may also be `package.module:Class`, of the base class of those in the table; never for
+            anything that was downloaded.
         given: Arguments that come from the surroundings and that the mapping may not hold.
 
     Raises:
@@ -68,7 +68,7 @@ def build(
     if kind in table:
         made_by = table[kind]
     elif local and isinstance(kind, str) and ":" in kind:
-        made_by = _imported(kind, where=f"{where}.kind", base=base)
+        made_by = _imported(kind, table, where=f"{where}.kind")
     else:
         raise UsageError(f"{where}.kind: unknown kind {kind!r}; {nearest(str(kind), table)}")
     arguments = {key: value for key, value in spec.items() if key != "kind"}
@@ -76,7 +76,11 @@ def build(
 
 
 def fitting(
-    call: Callable[..., object], arguments: Mapping[str, object], *, where: str, given: Mapping[str, object] | None = None
+    call: Callable[..., object],
+    arguments: Mapping[str, object],
+    *,
+    where: str,
+    given: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """The arguments of a call, held against its signature, together with those `given` that it takes.
 
@@ -118,7 +122,8 @@ def describe(thing: object, table: Mapping[str, type]) -> dict[str, object]:
     return spec
 
 
-def _imported(kind: str, *, where: str, base: type[Built]) -> type[Built]:
+def _imported(kind: str, table: Mapping[str, type[Built]], *, where: str) -> type[Built]:
+    base = next(iter(table.values())).__bases__[0]  # every class is abstract or final
     module_name, _, class_name = kind.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
@@ -126,11 +131,12 @@ def _imported(kind: str, *, where: str, base: type[Built]) -> type[Built]:
         raise UsageError(f"{where}: cannot import {kind!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UsageError(f"{where}: {kind!r} is not a {base.__name__}")
-    return found
+    return cast(type[Built], found)
 
 
 def _function(call: Callable[..., object]) -> Callable[..., object]:
-    return inspect.unwrap(call.__init__ if isinstance(call, type) else call)
+    init = vars(call)["__init__"] if isinstance(call, type) else call
+    return cast(Callable[..., object], inspect.unwrap(init))
 
 
 @cache
@@ -155,5 +161,6 @@ def _validated(function: Callable[..., object], name: str, value: object, *, whe
         place = ".".join([where, name, *(str(part) for part in first["loc"] if isinstance(part, int))])
         message = f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
         if first["type"] == "literal_error" and isinstance(first["input"], str):
-            message += f"; {nearest(first['input'], first['ctx']['expected'].replace(' or ', ', ').replace(chr(39), '').split(', '))}"
+            choices = re.findall("'([^']*)'", first["ctx"]["expected"])
+            message += f"; {nearest(first['input'], choices)}"
         raise UsageError(message) from None

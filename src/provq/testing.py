@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 
 from provq.errors import UserError
 from provq.quantizers.base import Quantized, Quantizer
@@ -172,7 +173,9 @@ def bad_tokens_stay_out(make: Make) -> None:
     found = spoilt(torch.cat([z, bad], 1))
     torch.testing.assert_close(found.loss, expected.loss)
     _require(bool((found.indices[:, z.shape[1] :] == -1).all()), "a token that is not finite has an index")
-    _require(not bool(found.quantized[:, z.shape[1] :].isfinite().all(-1).any()), "a token that is not finite is hidden")
+    _require(
+        not bool(found.quantized[:, z.shape[1] :].isfinite().all(-1).any()), "a token that is not finite is hidden"
+    )
     _same_state(plain, spoilt, "a token that is not finite reaches the codebook")
 
 
@@ -329,7 +332,7 @@ def check_two_ranks(makes: Sequence[Make]) -> None:
         AssertionError: Ranks differ from each other or from a single process.
     """
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_on_rank, args=(list(makes), folder), nprocs=2)
+        spawn(_on_rank, args=(list(makes), folder), nprocs=2)  # type: ignore[no-untyped-call]
         for number, make in enumerate(makes):
             halves = [torch.load(Path(folder) / f"{number}-{rank}.pt", weights_only=True) for rank in (0, 1)]
             torch.manual_seed(0)
@@ -337,7 +340,9 @@ def check_two_ranks(makes: Sequence[Make]) -> None:
             indices = _train(quantizer, half=None)
             name = type(quantizer).__name__
             for key, value in quantizer.state_dict().items():
-                _require(torch.equal(halves[0]["state"][key], halves[1]["state"][key]), f"{name}: ranks differ in {key}")
+                _require(
+                    torch.equal(halves[0]["state"][key], halves[1]["state"][key]), f"{name}: ranks differ in {key}"
+                )
                 if not _moves_at_random(quantizer):
                     torch.testing.assert_close(halves[0]["state"][key], value, rtol=1e-4, atol=1e-6)
             if not _moves_at_random(quantizer):
@@ -374,7 +379,7 @@ def _train(quantizer: Quantizer, half: int | None) -> Tensor:
                         if half is not None:
                             distributed.all_reduce(parameter.grad)
                             parameter.grad /= 2
-                        parameter -= 0.1 * parameter.grad
+                        parameter.sub_(0.1 * parameter.grad)
                         parameter.grad = None
     return indices
 

@@ -1,7 +1,7 @@
 """The model: encoder -> quantizer -> decoder.
 
-    items --encoder--> latents --quantizer--> quantized, indices --decoder--> output
-                                  indices --lookup--> quantized
+items --encoder--> latents --quantizer--> quantized, indices --decoder--> output
+                              indices --lookup--> quantized
 """
 
 import hashlib
@@ -133,18 +133,16 @@ class Tokenizer(nn.Module):
         Raises:
             UsageError: A table names an unknown kind, or holds a wrong key or value.
         """
-        quantizer: Quantizer = build(
-            config["quantizer"], quantizers.KINDS, where=f"{where}quantizer", base=Quantizer, local=local
+        quantizer: Quantizer = build(config["quantizer"], quantizers.KINDS, where=f"{where}quantizer", local=local)
+        encoder, decoder = (
+            {key: value for key, value in config[side].items() if key != "dim"} for side in ("encoder", "decoder")
         )
-        sides = {}
-        for side, table in (("encoder", networks.ENCODERS), ("decoder", networks.DECODERS)):
-            spec = config[side]
-            if isinstance(spec, Mapping):
-                spec = {key: value for key, value in spec.items() if key != "dim"}
-            sides[side] = build(
-                spec, table, where=f"{where}{side}", base=nn.Module, local=local, dim=quantizer.dim
-            )
-        return cls(sides["encoder"], quantizer, sides["decoder"], config.get("metadata"))
+        return cls(
+            build(encoder, networks.ENCODERS, where=f"{where}encoder", local=local, dim=quantizer.dim),
+            quantizer,
+            build(decoder, networks.DECODERS, where=f"{where}decoder", local=local, dim=quantizer.dim),
+            config.get("metadata"),
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder, which is made where it is missing."""

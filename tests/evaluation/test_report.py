@@ -299,8 +299,7 @@ def measured(name: str, *psnr: float, perplexity: float | None = None) -> ArmRep
         (
             [measured("hard", 20), measured("cosine", 21)],
             None,
-            "“cosine” reconstructs best, with a mean PSNR of 21.00 dB; no baseline was named to compare it "
-            "with.",
+            "“cosine” reconstructs best, with a mean PSNR of 21.00 dB; no baseline was named to compare it with.",
         ),
         (
             [measured("hard", math.nan), measured("cosine", 21)],
@@ -337,9 +336,7 @@ def test_hostile_words_stay_words(tmp_path):
     )  # fmt: skip
     page = Page(text)
     assert "script" not in {tag for tag, _ in page.elements}
-    assert not [
-        a for t, a in page.elements if t == "img" and not a["src"].startswith("data:image/png;base64,")
-    ]
+    assert not [a for t, a in page.elements if t == "img" and not a["src"].startswith("data:image/png;base64,")]
     assert "<script" not in text and "49$" not in text
     assert evil in page.verdict
 
@@ -449,9 +446,7 @@ def browse(tmp_path: Path, address: Path, *flags: str) -> str:
 
 
 def measures(tmp_path: Path, frame: Path) -> dict[str, int]:
-    found = re.search(
-        r'data-measures="([^"]*)"', browse(tmp_path, frame, "--dump-dom", "--window-size=1280,900")
-    )
+    found = re.search(r'data-measures="([^"]*)"', browse(tmp_path, frame, "--dump-dom", "--window-size=1280,900"))
     return json.loads(html.unescape(found[1]))
 
 

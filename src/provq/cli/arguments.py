@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import typer
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="A run's folder or a saved tokenizer.")]
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (`provq recipes ls`) or a YAML file.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe (`provq recipes ls`) or a YAML file.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe, such as training.steps=200.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe, such as training.steps=200."),
 ]
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, tars or patterns of tars.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write to.")]

@@ -16,7 +16,10 @@ def compare(
     out: OutFolder,
     overrides: Overrides = None,
     arms: Annotated[
-        str, typer.Option(help="Names of arms (`provq recipes ls --arms`) or YAML files, with commas; the first is the baseline.")
+        str,
+        typer.Option(
+            help="Names of arms (`provq recipes ls --arms`) or YAML files, with commas; the first is the baseline."
+        ),
     ] = "hard,hard-revival,deferred,cosine",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
     html: Annotated[Path | None, typer.Option(help="Where to write the page; OUT/compare.html by default.")] = None,

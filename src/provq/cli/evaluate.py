@@ -10,7 +10,8 @@ from provq.cli.arguments import Checkpoint, Json, write_json
 def evaluate(
     checkpoint: Checkpoint,
     data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="A folder, tars or embedded:NAME; left out, what training held out.")
+        str | None,
+        typer.Argument(metavar="[DATA]", help="A folder, tars or embedded:NAME; left out, what training held out."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items at a time; changes no number.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Reading processes.")] = 0,

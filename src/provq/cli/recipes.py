@@ -13,7 +13,8 @@ recipes = typer.Typer(help="List, show, copy and check recipes.", no_args_is_hel
 
 @recipes.command()
 def ls(
-    arms: Annotated[bool, typer.Option("--arms", help="List the arms of comparisons instead.")] = False, json: Json = None
+    arms: Annotated[bool, typer.Option("--arms", help="List the arms of comparisons instead.")] = False,
+    json: Json = None,
 ) -> None:
     """List what is shipped, with what each is for."""
     from provq.recipe import header_of, header_of_arm, shipped

@@ -11,7 +11,9 @@ from provq.cli.arguments import Checkpoint, Inputs, Json, write_json
 def reconstruct(
     checkpoint: Checkpoint,
     inputs: Inputs,
-    out: Annotated[Path, typer.Option(help="A .png file for one sheet beside the originals, or a folder for one PNG a picture.")],
+    out: Annotated[
+        Path, typer.Option(help="A .png file for one sheet beside the originals, or a folder for one PNG a picture.")
+    ],
     json: Json = None,
 ) -> None:
     """Pass pictures through tokens and back."""

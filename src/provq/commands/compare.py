@@ -16,7 +16,7 @@ import torch
 import provq
 from provq.commands.evaluate import evaluate, modality_of
 from provq.commands.train import train
-from provq.data import evaluation_batches
+from provq.data import Item, evaluation_batches
 from provq.errors import UsageError
 from provq.evaluation.report import ArmReport, write_report
 from provq.files import write_whole
@@ -165,7 +165,7 @@ def _pictures(tokenizer: Tokenizer) -> tuple[list[bytes], list[bytes]]:
         return [], []
     stride = max(1, len(items) // _PICTURES)
     read = (items.item(index, 0) for index in range(0, len(items), stride))
-    values = torch.stack([item.values for item in islice((i for i in read if hasattr(i, "values")), _PICTURES)])
+    values = torch.stack(list(islice((item.values for item in read if isinstance(item, Item)), _PICTURES)))
     made = tokenizer(values).output
     return [to_png(to_image(picture)) for picture in values], [to_png(to_image(picture)) for picture in made]
 
@@ -182,7 +182,7 @@ def _codebook_picture(tokenizer: Tokenizer) -> bytes | None:
         counts += torch.bincount(tokenizer.encode(batch.values).flatten(), minlength=size)
     order = counts.argsort(descending=True, stable=True)
     # In the middle of eight neighbours like itself a code shows what it stands for, away from the border.
-    tiles = torch.cat([tokenizer.decode(part[:, None, None].expand(-1, 3, 3)) for part in order.split(256)])
+    tiles = torch.cat([tokenizer.decode(part[:, None, None].expand(-1, 3, 3)) for part in torch.split(order, 256)])
     side = tiles.shape[-1] // 3
     tiles = tiles[..., side : 2 * side, side : 2 * side].clamp(-1, 1)
     faded = torch.where((counts[order] > 0)[:, None, None, None], tiles, 0.85 + 0.15 * tiles)

@@ -53,4 +53,4 @@ def modality_of(tokenizer: Tokenizer) -> Modality:
     table = tokenizer.metadata.get("data")
     if table is None:
         raise UserError("this tokenizer does not say what data it is for: its metadata has no table 'data'")
-    return build(table, modalities.KINDS, where="metadata.data", base=Modality)
+    return build(table, modalities.KINDS, where="metadata.data")

@@ -24,9 +24,7 @@ class HandOver(NamedTuple):
     relative_error_after: float
 
 
-def hand_over(
-    model: nn.Module, run: Callable[[], object], optimizers: tuple[Optimizer, ...] = ()
-) -> list[HandOver]:
+def hand_over(model: nn.Module, run: Callable[[], object], optimizers: tuple[Optimizer, ...] = ()) -> list[HandOver]:
     """Found every quantizer of a model on fresh latents, and let optimizers forget the old codebooks.
 
     Args:
@@ -62,7 +60,9 @@ def relative_error(quantizer: Quantizer, latents: Tensor) -> float:
     if not quantizer.codebook_sizes:
         return float("nan")
     errors = (latents - quantizer.lookup(quantizer.assign(latents))).square().sum()
-    moments = torch.cat([latents.sum(0), latents.square().sum()[None], errors[None], latents.new_tensor([len(latents)])])
+    moments = torch.cat(
+        [latents.sum(0), latents.square().sum()[None], errors[None], latents.new_tensor([len(latents)])]
+    )
     *sums, squares, error, number = sum_over_ranks(moments.double()).tolist()
     if number == 0:
         return float("nan")

@@ -41,9 +41,7 @@ class CodebookStatistics:
         dim = u.shape[-1]
         u, q = u.detach().reshape(-1, dim).cpu(), q.detach().reshape(-1, dim).cpu()
         self.tokens += len(u)
-        columns = (
-            indices.detach().cpu().reshape(len(u), len(self.codebook_sizes)) if self.codebook_sizes else None
-        )
+        columns = indices.detach().cpu().reshape(len(u), len(self.codebook_sizes)) if self.codebook_sizes else None
         for place, counts in enumerate(self.counts):
             if columns is not None:
                 counts += torch.bincount(columns[:, place], minlength=len(counts))
@@ -88,9 +86,7 @@ class CodebookStatistics:
         numbers["dead_codes"] = float(sum(int((counts == 0).sum()) for counts in self.counts))
         numbers["relative_error"] = self.squared_error / self.tokens / variance if variance > 0 else nan
         numbers["coverage"] = self._coverage()
-        numbers["bits_per_item"] = (
-            self.tokens / self.items * sum(math.log2(size) for size in self.codebook_sizes)
-        )
+        numbers["bits_per_item"] = self.tokens / self.items * sum(math.log2(size) for size in self.codebook_sizes)
         return numbers
 
     def _coverage(self) -> float:

@@ -88,9 +88,7 @@ COLUMNS = (
         "Squared distance of latents to codes, over their variance.",
     ),
     Column("effective_dim", "Effective dim.", 1, True, "Directions that hold 99 % of the codes’ variance."),
-    Column(
-        "continuity_gap", "Continuity gap", 2, False, "Error on continuous latents over that on hard codes."
-    ),
+    Column("continuity_gap", "Continuity gap", 2, False, "Error on continuous latents over that on hard codes."),
 )
 
 

@@ -60,7 +60,7 @@ class ConvolutionalEncoder(Encoder):
             )
         )
         self.project = nn.Conv2d(width, dim, 1)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def forward(self, items: Float[Tensor, "b channels height width"]) -> Float[Tensor, "b rows columns dim"]:
         """Latents of pictures whose sides are multiples of `downsampling`."""
@@ -108,7 +108,7 @@ class ConvolutionalDecoder(Decoder):
             )
         )
         self.head = nn.Conv2d(widths[-1], channels, 3, padding=1)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def forward(self, latents: Float[Tensor, "b rows columns dim"]) -> Float[Tensor, "b channels height width"]:
         """Pictures, not clipped to their range."""

@@ -16,7 +16,8 @@ _BLOCK = 1 << 20  # scores held at a time, four MiB of float32: they stay in the
 
 def nearest_code(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, " n"]:
     """The index of the code at the smallest Euclidean distance of each vector; the lowest index of equals."""
-    return _nearest_code(vectors, codebook)
+    found: Tensor = _nearest_code(vectors, codebook)
+    return found
 
 
 def sums_of_codes(
@@ -34,7 +35,8 @@ def random_rows(
 
     The other rows are zero. Every rank receives the same ones.
     """
-    return _random_rows(vectors, keep, number)
+    rows, drawn = _random_rows(vectors, keep, number)
+    return rows, drawn
 
 
 @torch.library.custom_op("provq::nearest_code", mutates_args=())
@@ -42,7 +44,9 @@ def _nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     half_norms = codebook.square().sum(1) / 2
     block = max(1, _BLOCK // max(1, len(codebook)))
     nearest = [
-        torch.addmm(half_norms, part, codebook.T, alpha=-1).argmin(1) for part in vectors.split(block) if len(part)
+        torch.addmm(half_norms, part, codebook.T, alpha=-1).argmin(1)
+        for part in torch.split(vectors, block)
+        if len(part)
     ]
     return torch.cat(nearest) if nearest else torch.empty(0, dtype=torch.int64, device=vectors.device)
 

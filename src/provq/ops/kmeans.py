@@ -34,7 +34,8 @@ def kmeans(
     Raises:
         UserError: There are fewer points than centres.
     """
-    return _kmeans(points, keep, centres, iterations, seed, spherical)
+    table, counts = _kmeans(points, keep, centres, iterations, seed, spherical)
+    return table, counts
 
 
 @torch.library.custom_op("provq::kmeans", mutates_args=())
@@ -61,9 +62,7 @@ def _kmeans(
 
 
 @_kmeans.register_fake
-def _(
-    points: Tensor, keep: Tensor, centres: int, iterations: int, seed: int, spherical: bool
-) -> tuple[Tensor, Tensor]:
+def _(points: Tensor, keep: Tensor, centres: int, iterations: int, seed: int, spherical: bool) -> tuple[Tensor, Tensor]:
     return points.new_empty(centres, points.shape[1]), points.new_empty(centres)
 
 

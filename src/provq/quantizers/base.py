@@ -79,9 +79,7 @@ class Quantizer(nn.Module, ABC):
     def begin(self, u: Float[Tensor, "*batch dim"], keep: Bool[Tensor, "*batch"]) -> None:
         """Hook: a start that needs data, before the first assignment in training. Nothing by default."""
 
-    def adapt(
-        self, u: Float[Tensor, "*batch dim"], indices: Int[Tensor, "..."], keep: Bool[Tensor, "*batch"]
-    ) -> None:
+    def adapt(self, u: Float[Tensor, "*batch dim"], indices: Int[Tensor, "..."], keep: Bool[Tensor, "*batch"]) -> None:
         """Hook: what a codebook learns from a training batch other than by gradient. Nothing by default."""
 
     def found(self, latents: Float[Tensor, "n dim"]) -> None:
@@ -101,7 +99,7 @@ class Quantizer(nn.Module, ABC):
     def steady(self) -> None:
         """Hook: from now on rewrite no code at random, since the run is about to end. Nothing by default."""
 
-    @final
+    @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, z: Float[Tensor, "*batch dim"], mask: Bool[Tensor, "..."] | None = None) -> Quantized:
         """Quantize vectors: in training blended by hardness, in evaluation hard.
 

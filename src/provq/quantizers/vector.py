@@ -124,7 +124,7 @@ class VectorQuantizer(Quantizer):
     def penalty(
         self, u: Float[Tensor, "*batch dim"], q: Float[Tensor, "*batch dim"], keep: Bool[Tensor, "*batch"]
     ) -> Float[Tensor, ""]:
-        """Commitment ||u - sg q||^2, and with update="gradient" the codebook loss ||sg u - q||^2 (1711.00937, eq. 3)."""
+        """Commitment ||u - sg q||^2, and by gradient also the codebook loss ||sg u - q||^2 (1711.00937, eq. 3)."""
         commitment = masked_mean((u - q.detach()).square(), keep) * self.commitment_weight
         if self.commitment_follows_hardness:
             commitment = commitment * self.weight_of_commitment
@@ -138,7 +138,9 @@ class VectorQuantizer(Quantizer):
             self._settle(u.reshape(-1, self.dim), keep.flatten())
 
     @torch.no_grad()
-    def adapt(self, u: Float[Tensor, "*batch dim"], indices: Int[Tensor, "*batch"], keep: Bool[Tensor, "*batch"]) -> None:
+    def adapt(
+        self, u: Float[Tensor, "*batch dim"], indices: Int[Tensor, "*batch"], keep: Bool[Tensor, "*batch"]
+    ) -> None:
         """Follow the batch with usage, moving averages and revival; one exchange between ranks for the sums."""
         if self.update == "gradient" and not self.reviving:
             return

@@ -1,7 +1,7 @@
 """Checkpoints of a run: each a folder that appears whole or not at all.
 
-    OUT/checkpoints/step-00001000/config.json, model.safetensors    the tokenizer as it is evaluated
-                                  state/training.pt                 what resuming needs besides; tensors and plain values
+OUT/checkpoints/step-00001000/config.json, model.safetensors    the tokenizer as it is evaluated
+                              state/training.pt                 what resuming needs besides; tensors and plain values
 """
 
 import os
@@ -54,7 +54,9 @@ def load_state(out: Path, step: int) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several types for damaged files
-        raise UserError(f"{path}: cannot resume from it: {error}; remove that checkpoint's folder to go back") from error
+        raise UserError(
+            f"{path}: cannot resume from it: {error}; remove that checkpoint's folder to go back"
+        ) from error
     return state
 
 

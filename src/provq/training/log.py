@@ -134,7 +134,9 @@ def _on_bar(records: Iterator[Record], progress: Progress, task: Any) -> Iterato
         yield record
 
 
-def _on_lines(records: Iterator[Record], console: Console, steps: int, title: str, seconds: float = 5.0) -> Iterator[Record]:
+def _on_lines(
+    records: Iterator[Record], console: Console, steps: int, title: str, seconds: float = 5.0
+) -> Iterator[Record]:
     printed = -math.inf
     for record in records:
         now = time.monotonic()

@@ -8,7 +8,7 @@ at any moment and resumed ends with the numbers of one that was not.
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Any, Literal, cast, final
 
 import torch
 from lightning_fabric import Fabric
@@ -204,7 +204,7 @@ def fit(
             _renew_average(average, tokenizer)
 
         last = step == training.steps
-        evaluated = tokenizer if average is None else average.module
+        evaluated = _evaluated(tokenizer, average)
         if step % training.log_every == 0 or last:
             yield {
                 "step": step,
@@ -262,7 +262,7 @@ class _Window:
         self.losses.append(loss.detach())
         for name, term in terms.items():
             self.terms.setdefault(name, []).append(term.detach())
-        self.indices.append(indices.unique())
+        self.indices.append(torch.unique(indices))
         self.skipped.update(batch.skipped)
 
     def numbers(self, step: int, codebook_sizes: tuple[int, ...]) -> Record:
@@ -275,7 +275,7 @@ class _Window:
         numbers: Record = {"loss": loss}
         numbers |= {f"loss_{name}": float(torch.stack(terms).mean()) for name, terms in self.terms.items()}
         if len(codebook_sizes) == 1:
-            numbers["usage"] = torch.cat(self.indices).unique().numel() / codebook_sizes[0]
+            numbers["usage"] = torch.unique(torch.cat(self.indices)).numel() / codebook_sizes[0]
         if self.skipped:
             numbers["skipped"] = self.skipped
         return numbers
@@ -310,13 +310,17 @@ def _hand_over_records(step: int, hand_overs: list[HandOver]) -> Iterator[Record
 def _average_of(tokenizer: Tokenizer, decay: float) -> AveragedModel | None:
     if not decay:
         return None
-    return AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+
+def _evaluated(tokenizer: Tokenizer, average: AveragedModel | None) -> Tokenizer:
+    return tokenizer if average is None else cast(Tokenizer, average.module)
 
 
 def _renew_average(average: AveragedModel | None, tokenizer: Tokenizer) -> None:
     """A codebook that was just founded has nothing in common with the average of the old ones."""
     if average is not None:
-        average.module.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
+        _evaluated(tokenizer, average).quantizer.load_state_dict(tokenizer.quantizer.state_dict())
 
 
 def _saved(parts: dict[str, Any]) -> dict[str, Any]:

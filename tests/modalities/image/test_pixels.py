@@ -45,10 +45,7 @@ def raw_png(width, height, bits, colour_type, pixels):
     scanlines = b"".join(b"\0" + pixels[start : start + row] for start in range(0, len(pixels), row))
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(scanlines))
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(scanlines)) + chunk(b"IEND", b"")
     )
 
 
@@ -84,9 +81,7 @@ def test_jpeg_is_read_closely():
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM", "BMP"])
 def test_grey_becomes_three_equal_channels(file_format):
     grey = np.array([[0, 100], [200, 255]], dtype=np.uint8)
-    assert np.array_equal(
-        read_pixels(saved(Image.fromarray(grey), file_format)), np.stack([grey] * 3, axis=-1)
-    )
+    assert np.array_equal(read_pixels(saved(Image.fromarray(grey), file_format)), np.stack([grey] * 3, axis=-1))
 
 
 def test_one_bit_pictures_are_black_and_white():
@@ -101,9 +96,7 @@ def test_grey_with_alpha_is_laid_over_white():
     assert read[0, :, 1].tolist() == [255, 100, 224]
 
 
-@pytest.mark.parametrize(
-    ("file_format", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})]
-)
+@pytest.mark.parametrize(("file_format", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})])
 def test_rgba_is_laid_over_white(file_format, options):
     values = np.array([[[200, 0, 100, 255], [200, 0, 100, 0], [200, 0, 100, 51]]], dtype=np.uint8)
     read = read_pixels(saved(Image.fromarray(values), file_format, **options))
@@ -215,9 +208,7 @@ def test_truncated_files_are_unreadable(file_format):
     assert caught.value.reason
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"not a picture", b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"P6 2 2"]
-)
+@pytest.mark.parametrize("data", [b"", b"not a picture", b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"P6 2 2"])
 def test_other_bytes_are_unreadable(data):
     with pytest.raises(UnreadableImage):
         read_image(data)

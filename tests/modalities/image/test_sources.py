@@ -275,9 +275,7 @@ def shards(tmp_path):
     ],
 )
 def test_patterns_of_tars(shards, pattern, numbers):
-    assert levels(opened(shards / pattern)) == [
-        10 * number + picture for number in numbers for picture in range(3)
-    ]
+    assert levels(opened(shards / pattern)) == [10 * number + picture for number in numbers for picture in range(3)]
 
 
 def test_a_pattern_from_the_working_folder(shards, monkeypatch):
@@ -382,9 +380,7 @@ def test_worker_processes_read_the_same_from_tars(shards):
     alone = list(evaluation_batches(views, batch_size=2))
     shared = list(evaluation_batches(views, batch_size=2, workers=2))
     expected = [10 * number + picture for number in range(4) for picture in range(3)]
-    assert [
-        round(float(value)) for batch in alone for value in (batch.values[:, 0, 0, 0] + 1) * 127.5
-    ] == expected
+    assert [round(float(value)) for batch in alone for value in (batch.values[:, 0, 0, 0] + 1) * 127.5] == expected
     assert len(alone) == len(shared) == 6
     for left, right in zip(alone, shared, strict=True):
         assert left.keys == right.keys
@@ -449,9 +445,7 @@ def test_a_reader_cannot_change_the_photographs():
 
 def test_digits_are_split_completely_and_every_fifth_is_for_validation():
     split = {name: opened("embedded:digits", split=name, size=8) for name in ("train", "val")}
-    indices = {
-        name: [int(key.removeprefix("digit-")) for key in keys(source)] for name, source in split.items()
-    }
+    indices = {name: [int(key.removeprefix("digit-")) for key in keys(source)] for name, source in split.items()}
     assert sorted(indices["train"] + indices["val"]) == list(range(1797))
     assert indices["val"] == list(range(4, 1797, 5))
     target = load_digits().target
@@ -485,9 +479,7 @@ def test_misspelt_embedded_pictures():
 
 
 def test_unsupported_hub_lists_what_is_accepted():
-    with pytest.raises(
-        UsageError, match="not supported in this version.*folder of pictures.*embedded:digits"
-    ):
+    with pytest.raises(UsageError, match="not supported in this version.*folder of pictures.*embedded:digits"):
         opened("hf:some/dataset")
 
 

@@ -26,9 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 # only between two pictures. Reading in parallel is the work of processes, each with a lock of its own.
 _decoding = RLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_decoding.acquire, after_in_parent=_decoding.release, after_in_child=_decoding.release
-    )
+    os.register_at_fork(before=_decoding.acquire, after_in_parent=_decoding.release, after_in_child=_decoding.release)
 
 
 class UnreadableImage(UserError):

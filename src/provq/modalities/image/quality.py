@@ -1,7 +1,7 @@
 """Quality of pictures: PSNR and SSIM as torchmetrics defines them, on [0, 1]."""
 
 import math
-from typing import final
+from typing import cast, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -36,5 +36,5 @@ class PictureQuality(Measure):
         """Both numbers."""
         return {
             "psnr": float(self._psnr.compute()),
-            "ssim": float(self._ssim.compute()) if self._measures_ssim else math.nan,
+            "ssim": float(cast(Tensor, self._ssim.compute())) if self._measures_ssim else math.nan,
         }

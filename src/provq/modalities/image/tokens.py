@@ -54,7 +54,7 @@ def decode_picture(tokenizer: Tokenizer, tokens: PictureTokens) -> Image.Image:
     values = tokenizer.decode(tokens.indices)[0]
     if values.shape[-2] < tokens.height or values.shape[-1] < tokens.width:
         raise UserError(
-            f"tokens of shape {tuple(tokens.indices.shape[1:])} make a picture of {values.shape[-1]}x{values.shape[-2]}, "
+            f"tokens of shape {tuple(tokens.indices.shape[1:])} make {values.shape[-1]}x{values.shape[-2]} pixels, "
             f"which is smaller than the {tokens.width}x{tokens.height} that the file states"
         )
     return to_image(values[:, : tokens.height, : tokens.width])
@@ -82,7 +82,9 @@ def read_tokens(path: Path) -> PictureTokens:
     except Exception as error:  # safetensors raises its own type, which derives from Exception alone
         raise UserError(f"{path}: not a token file: {error}; `provq encode` writes them") from error
     if indices.dtype != torch.int64 or indices.ndim < 2 or min(height, width) < 1:
-        raise UserError(f"{path}: not a token file: its indices have type {indices.dtype} and shape {tuple(indices.shape)}")
+        raise UserError(
+            f"{path}: not a token file: its indices have type {indices.dtype} and shape {tuple(indices.shape)}"
+        )
     return PictureTokens(indices[None], height, width, fingerprint)
 
 
