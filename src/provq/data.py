@@ -101,8 +101,8 @@ def training_batches(
     if batch_size % ranks:
         raise UserError(f"a batch of {batch_size} does not divide among {ranks} ranks; use a multiple of {ranks}")
     local = batch_size // ranks
-    first = [step * batch_size + rank * local for step in range(first_step, steps)]
-    return _load(_Shuffled(items, seed), [list(range(start, start + local)) for start in first], workers)
+    starts = range(first_step * batch_size + rank * local, steps * batch_size, batch_size)
+    return _load(_Shuffled(items, seed), _Runs(starts, local), workers)
 
 
 def evaluation_batches(items: Items, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
@@ -113,40 +113,74 @@ def evaluation_batches(items: Items, *, batch_size: int, workers: int = 0) -> It
     """
     if len(items) == 0:
         raise UserError("there is nothing to evaluate: the data holds no items")
-    starts = range(0, len(items), batch_size)
-    return _load(_InOrder(items), [list(range(s, min(s + batch_size, len(items)))) for s in starts], workers)
+    return _load(_InOrder(items), _Runs(range(0, len(items), batch_size), batch_size, len(items)), workers)
 
 
-class _Shuffled(Dataset[tuple[Item, tuple[Skipped, ...]]]):
+class _Read(NamedTuple):
+    """What came of one position: an item or none, what was skipped, and an error that must end the run.
+
+    An error travels as a value, for one that is raised in a worker process arrives with its traceback as its text.
+    """
+
+    item: Item | None
+    skipped: tuple[Skipped, ...]
+    error: UserError | None = None
+
+
+class _Runs:
+    """Batches of neighbouring positions: from each start a run of one length, cut at an end."""
+
+    def __init__(self, starts: range, length: int, end: int | None = None) -> None:
+        self.starts = starts
+        self.length = length
+        self.end = end
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in self.starts:
+            stop = start + self.length
+            yield list(range(start, stop if self.end is None else min(stop, self.end)))
+
+
+class _Shuffled(Dataset[_Read]):
     """Training positions 0, 1, 2, ... without end; an unreadable item is replaced by its next neighbour."""
 
     def __init__(self, items: Items, seed: int) -> None:
         self.items = items
         self.seed = seed
 
-    def __getitem__(self, position: int) -> tuple[Item, tuple[Skipped, ...]]:
+    def __getitem__(self, position: int) -> _Read:
         count = len(self.items)
         epoch, offset = divmod(position, count)
         index = int(_permutation(count, self.seed, epoch)[offset])
         skipped: list[Skipped] = []
         for neighbour in range(index, index + count):
-            item = self.items.item(neighbour % count, epoch)
+            try:
+                item = self.items.item(neighbour % count, epoch)
+            except UserError as error:
+                return _Read(None, (), error)
             if isinstance(item, Item):
-                return item, tuple(skipped)
+                return _Read(item, tuple(skipped))
             skipped.append(item)
         first = skipped[0]
-        raise UserError(f"none of the {count} items can be read; the first: {first.key}: {first.reason}")
+        unreadable = UserError(f"none of the {count} items can be read; the first: {first.key}: {first.reason}")
+        return _Read(None, (), unreadable)
 
 
-class _InOrder(Dataset[tuple[Item | None, tuple[Skipped, ...]]]):
+class _InOrder(Dataset[_Read]):
     """Positions are indices; an unreadable item leaves a gap."""
 
     def __init__(self, items: Items) -> None:
         self.items = items
 
-    def __getitem__(self, position: int) -> tuple[Item | None, tuple[Skipped, ...]]:
-        item = self.items.item(position, 0)
-        return (item, ()) if isinstance(item, Item) else (None, (item,))
+    def __getitem__(self, position: int) -> _Read:
+        try:
+            item = self.items.item(position, 0)
+        except UserError as error:
+            return _Read(None, (), error)
+        return _Read(item, ()) if isinstance(item, Item) else _Read(None, (item,))
 
 
 @lru_cache(maxsize=4)
@@ -154,26 +188,30 @@ def _permutation(count: int, seed: int, epoch: int) -> Int[Tensor, " count"]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
 
 
-def _load(
-    dataset: Dataset[tuple[Item | None, tuple[Skipped, ...]]], batches: list[list[int]], workers: int
-) -> Iterator[Batch]:
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
+def _load(dataset: Dataset[_Read], runs: _Runs, workers: int) -> Iterator[Batch]:
+    loader: DataLoader[Batch | UserError] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # the collated batches are what is loaded
+        batch_sampler=runs,
         collate_fn=_collate,
         num_workers=workers,
         # The loader would draw a seed for its workers from the global stream, which training draws from too.
         generator=torch.Generator().manual_seed(0),
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
-def _collate(read: Sequence[tuple[Item | None, tuple[Skipped, ...]]]) -> Batch:
-    items = [item for item, _ in read if item is not None]
+def _collate(read: Sequence[_Read]) -> Batch | UserError:
+    for _, _, error in read:
+        if error is not None:
+            return error
+    items = [item for item, _, _ in read if item is not None]
     return Batch(
         values=torch.stack([item.values for item in items]) if items else torch.empty(0),
         labels=torch.tensor([item.label for item in items], dtype=torch.int64),
         keys=tuple(item.key for item in items),
-        skipped=tuple(gap for _, gaps in read for gap in gaps),
+        skipped=tuple(gap for _, gaps, _ in read for gap in gaps),
     )

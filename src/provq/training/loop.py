@@ -143,7 +143,7 @@ def fit(
         out: The folder of the run.
 
     Yields:
-        Records with `step` and `event`: "hand_over", "train", "probe", "checkpoint"; each after the step was done.
+        Records with `step` and `event`: "hand_over", "train" or "probe"; each after the step was done.
 
     Raises:
         UserError: The loss is not finite, or the data cannot be read.
@@ -222,7 +222,6 @@ def fit(
             if fabric.is_global_zero:
                 save_checkpoint(out, step, evaluated, _saved(parts), keep=training.keep_checkpoints)
             fabric.barrier()
-            yield {"step": step, "event": "checkpoint"}
     if average is not None:
         tokenizer.load_state_dict(average.module.state_dict())
 

@@ -1,0 +1,54 @@
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+
+
+def trained(out, moments, root):
+    script = root / "tests" / "training" / "killed_runs.py"
+    run = subprocess.run([sys.executable, script, str(out), *moments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (checkpoint,) = (out / "checkpoints").glob("step-*")
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, root):
+    return trained(tmp_path_factory.mktemp("undisturbed") / "run", [], root)
+
+
+def records(checkpoint):
+    lines = (checkpoint.parents[1] / "log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+# The run has 30 steps, its hand-over after step 6, its anneal until 18, and a checkpoint every 4 steps. Counts begin
+# anew in each process, so each of these dies a little later than the one before.
+MOMENTS = {
+    "in the continuous phase, before any checkpoint": ["step:3"],
+    "in the step of the hand-over": ["step:7"],
+    "in the middle of the anneal, twice": ["step:11", "step:6"],
+    "in the middle of writing the second checkpoint": ["write:2"],
+    "between writing a checkpoint and putting it in place": ["rename:1"],
+    "while the old checkpoint is dropped": ["drop:1"],
+    "over and over": ["write:1", "step:6", "rename:3", "drop:2", "step:10"],
+}
+
+
+@pytest.mark.parametrize("moments", MOMENTS.values(), ids=MOMENTS)
+def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(moments, undisturbed, tmp_path, root):
+    check(moments, undisturbed, tmp_path, root)
+
+
+def test_a_run_killed_at_a_random_step_ends_with_the_same_bits(undisturbed, tmp_path, root):
+    check([f"step:{random.SystemRandom().randint(1, 29)}"], undisturbed, tmp_path, root)
+
+
+def check(moments, undisturbed, tmp_path, root):
+    resumed = trained(tmp_path / "run", moments, root)
+    for name in ("model.safetensors", "config.json"):
+        assert (resumed / name).read_bytes() == (undisturbed / name).read_bytes(), moments
+    assert records(resumed) == records(undisturbed), moments
+    assert not list(resumed.parent.glob(".*")), "leftovers of a kill stay behind"
