@@ -61,7 +61,9 @@ def test_in_float32_the_gradient_of_rotation_agrees_with_float64():
     gradient = draw((50, 8), 2)
     u.requires_grad_()
     rotation(u, q).backward(gradient)
-    expected = np.stack([by_formula(a, b).T @ g.double().numpy() for a, b, g in zip(u.detach(), q, gradient)])
+    expected = np.stack(
+        [by_formula(a, b).T @ g.double().numpy() for a, b, g in zip(u.detach(), q, gradient, strict=True)]
+    )
     np.testing.assert_allclose(u.grad, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -1,6 +1,5 @@
 """Train a tokenizer from a recipe."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -65,14 +64,14 @@ def train(
         for _ in records:
             pass
         return parts.tokenizer.eval()
-    log = Log(out, first_step)
     skipped: dict[str, str] = {}
-    started = time.monotonic()
-    with shown(records, steps=training.steps, first_step=first_step, title=out.name) as visible:
+    with (
+        Log(out, first_step) as log,
+        shown(records, steps=training.steps, first_step=first_step, title=out.name) as visible,
+    ):
         for record in visible:
             skipped |= record.get("skipped", {})
-            log.write({**record, "seconds": round(time.monotonic() - started, 3)})
-    log.close()
+            log.write(record)
     show_skipped(skipped)
     return parts.tokenizer.eval()
 

@@ -32,18 +32,24 @@ class Log:
         kept = [record for record in read_log(out) if record["step"] <= first_step] if first_step else []
         with open(self._path, "w") as file:
             file.writelines(_line(record) for record in kept)
+        # Seconds go on where the earlier tries of this run stopped.
+        self._started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
         self._file = open(self._path, "a", buffering=1)  # noqa: SIM115  it stays open as long as the log
         self._board = SummaryWriter(out / "tensorboard", purge_step=first_step + 1 if first_step else None)
 
     def write(self, record: Record) -> None:
-        """Add one record."""
+        """Add one record, with the seconds that the run has taken so far."""
+        record = {**record, "seconds": round(time.monotonic() - self._started, 3)}
         self._file.write(_line(record))
         for name, value in record.items():
             if isinstance(value, int | float) and name != "step" and math.isfinite(value):
                 self._board.add_scalar(f"{record['event']}/{name}", value, record["step"])
 
-    def close(self) -> None:
-        """Finish both files."""
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Finish both files, however the run ended."""
         self._file.close()
         self._board.close()
 

@@ -1,0 +1,43 @@
+# `make help` lists what there is. Everything happens inside .venv; nothing outside of this folder is touched.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-slow lint bench docs clean
+
+help:  ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/with-report  ## Train four arms on two photographs and write runs/demo/report.html (about 4 minutes)
+	$(BIN)/provq compare demo --out runs/demo --html runs/demo/report.html
+
+test: .venv/with-dev lint  ## Run everything that continuous integration runs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/with-dev  ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/with-dev  ## Check style, types and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: .venv/with-dev  ## Time a training step of each quantizer
+	$(BIN)/python benchmarks/training_step.py
+
+docs: .venv/with-dev  ## Check that every page is linked, and every link and number in it leads somewhere
+	$(BIN)/python -m pytest tests/test_documents.py
+
+clean:  ## Remove the environment and every cache
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/with-report: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report]'
+	touch $@
+
+.venv/with-dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,108 @@
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from provq.commands.train import train
+from provq.errors import UsageError, UserError
+from provq.recipe import load
+from provq.tokenizer import Tokenizer
+
+
+def log_of(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def changed(recipe, **training):
+    return {**recipe, "training": {**recipe["training"], **training}}
+
+
+def test_a_run_leaves_recipe_log_board_and_checkpoint(run, recipe):
+    assert load(run / "recipe.yaml").tables == load(recipe).tables
+    assert list((run / "tensorboard").glob("events*"))
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    assert checkpoint.name == "step-00000020"
+    assert not Tokenizer.from_pretrained(run).training
+
+
+def test_the_log_tells_the_curriculum_and_the_hand_over(run):
+    records = log_of(run)
+    hand_overs = [record for record in records if record["event"] == "hand_over"]
+    # Of 20 steps hardness leaves 0 after step 5, the first whose progress lies beyond 0.2.
+    assert [record["step"] for record in hand_overs] == [0, 5]
+    assert all(record["relative_error_after"] < record["relative_error_before"] for record in hand_overs)
+    probes = {record["step"]: record for record in records if record["event"] == "probe"}
+    assert probes.keys() == {10, 20}
+    assert probes[10]["hardness"] == pytest.approx((1 - math.cos(math.pi * 0.75)) / 2)
+    assert probes[20]["hardness"] == 1 and probes[20]["loss_hard"] == probes[20]["loss_current"]
+
+
+def test_the_same_recipe_gives_the_same_bits(run, recipe, tmp_path):
+    again = train(recipe, out=tmp_path / "again")
+    for name, value in Tokenizer.from_pretrained(run).state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_reading_processes_change_no_number(recipe, tmp_path):
+    short = changed(recipe, steps=3)
+    alone = train(short, out=tmp_path / "alone")
+    helped = train(changed(short, workers=2), out=tmp_path / "helped")
+    assert alone.fingerprint == helped.fingerprint
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(recipe, tmp_path):
+    # Without the quantizer's statistics, parts of a batch add up to the batch but for rounding.
+    short = changed(recipe, steps=3, clip=0.0, curriculum={"kind": "constant", "value": 0.0})
+    short["quantizer"] = {"kind": "continuous", "dim": 4}
+    whole = train(short, out=tmp_path / "whole")
+    parts = train(changed(short, accumulate=4), out=tmp_path / "parts")
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=2e-3, atol=2e-4)
+
+
+def test_a_finished_run_is_not_overwritten(run, recipe):
+    before = (run / "log.jsonl").read_bytes()
+    with pytest.raises(UsageError, match="--resume auto"):
+        train(recipe, out=run)
+    assert (run / "log.jsonl").read_bytes() == before
+
+
+def test_resuming_a_finished_run_changes_nothing(run, recipe):
+    before = Tokenizer.from_pretrained(run).fingerprint
+    assert train(recipe, out=run, resume="auto").fingerprint == before
+
+
+def test_resuming_with_another_recipe_names_the_difference(run, recipe):
+    with pytest.raises(UsageError, match=r"training\.batch_size was 16 and is now 8"):
+        train(changed(recipe, batch_size=8), out=run, resume="auto")
+
+
+def test_more_logging_is_no_other_recipe(run, recipe):
+    train(changed(recipe, log_every=1, workers=1), out=run, resume="auto")
+
+
+def test_divergence_is_an_error_and_keeps_the_last_checkpoint(recipe, tmp_path):
+    wild = changed(recipe, steps=60, learning_rate=1e18, clip=0.0, checkpoint_every=1, log_every=1, warmup=0.0)
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+.*learning_rate"):
+        train(wild, out=tmp_path / "wild")
+    for tensor in Tokenizer.from_pretrained(tmp_path / "wild").state_dict().values():
+        assert tensor.isfinite().all()
+
+
+def test_unreadable_pictures_are_skipped_and_told_at_the_end(recipe, pictures, tmp_path, capsys):
+    for name in ("a.png", "b/c.jpg", "b/d.png"):
+        Image.new("RGB", (20, 20), "red").save(pictures / name)
+    own = changed(recipe, steps=2, curriculum={"kind": "constant", "value": 1.0})
+    own["data"] = {"kind": "image", "train": str(pictures), "size": 16}
+    train(own, out=tmp_path / "own")
+    told = capsys.readouterr().err
+    assert "1 item(s) could not be read" in told
+    assert "b/broken.png" in told
+
+
+def test_pictures_below_the_crop_are_an_error(recipe, pictures, tmp_path):
+    own = {**recipe, "data": {"kind": "image", "train": str(pictures), "size": 16}}
+    with pytest.raises(UserError, match=r"b/d\.png.*5 x 40.*16 x 16"):
+        train(own, out=tmp_path / "own")
