@@ -72,7 +72,11 @@ def build(
     else:
         raise UsageError(f"{where}.kind: unknown kind {kind!r}; {nearest(str(kind), table)}")
     arguments = {key: value for key, value in spec.items() if key != "kind"}
-    return made_by(**fitting(made_by, arguments, where=where, given=given))
+    fitted = fitting(made_by, arguments, where=where, given=given)
+    try:
+        return made_by(**fitted)
+    except UsageError as error:  # a rule between arguments, which the signature cannot state
+        raise UsageError(f"{where}: {error}") from None
 
 
 def fitting(

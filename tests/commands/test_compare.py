@@ -33,7 +33,13 @@ def test_arms_differ_by_their_diff_alone(comparison):
     out, *_ = comparison
     hard, cosine = ((out / arm / "seed-0" / "recipe.yaml").read_text() for arm in ("hard", "cosine"))
     lines = set(hard.splitlines()) ^ set(cosine.splitlines())
-    assert {line.strip() for line in lines} == {"kind: constant", "value: 1.0", "kind: cosine", "start: 0.2", "end: 0.6"}
+    assert {line.strip() for line in lines} == {
+        "kind: constant",
+        "value: 1.0",
+        "kind: cosine",
+        "start: 0.2",
+        "end: 0.6",
+    }
 
 
 def test_a_finished_comparison_is_only_read(comparison):

@@ -31,7 +31,7 @@ def test_the_log_tells_the_curriculum_and_the_hand_over(run):
     records = log_of(run)
     hand_overs = [record for record in records if record["event"] == "hand_over"]
     # Of 20 steps hardness leaves 0 after step 5, the first whose progress lies beyond 0.2.
-    assert [record["step"] for record in hand_overs] == [0, 5]
+    assert [record["step"] for record in hand_overs] == [5]
     assert all(record["relative_error_after"] < record["relative_error_before"] for record in hand_overs)
     probes = {record["step"]: record for record in records if record["event"] == "probe"}
     assert probes.keys() == {10, 20}

@@ -8,7 +8,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from provq.curriculum import Constant, Cosine, Deferred, Linear, Piecewise
-from provq.curriculum.schedules import KINDS
 from provq.errors import UsageError
 
 shares = st.floats(0, 1)

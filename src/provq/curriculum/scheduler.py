@@ -124,5 +124,9 @@ class HardnessScheduler:
                     optimizer.state.pop(parameter, None)
 
     def _write(self) -> None:
+        hand_over_lies_ahead = self.hand_over and self.last_hardness == 0 and self.schedule(1.0) > 0
         for part in self._moved:
             part.hardness.fill_(self.last_hardness)
+            if hand_over_lies_ahead and isinstance(part, Quantizer):
+                # What a codebook learns now is thrown away at the hand-over; its loss would only be in the way.
+                part.rest()

@@ -88,12 +88,15 @@ class Quantizer(nn.Module, ABC):
         All ranks must call it together.
         """
 
+    def rest(self) -> None:
+        """Hook: learn nothing until `found` or `found_on_next_batch`, which lies ahead. Nothing by default."""
+
     def found_on_next_batch(self) -> None:
         """Hook: do what `found` does, with the latents of the next training batch. Nothing by default."""
 
     @property
     def awaits_latents(self) -> bool:
-        """Hook: whether the codebook has yet to be settled on latents. Never by default."""
+        """Hook: whether the codebook is to be settled on the next latents. Never by default."""
         return False
 
     def steady(self) -> None:

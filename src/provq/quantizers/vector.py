@@ -95,6 +95,7 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("founded", torch.tensor(init != "kmeans"))
         # The buffer is the saved state; forward reads this copy of it, which a compiler can branch on.
         self._is_founded = init != "kmeans"
+        self._is_resting = False
 
     def relax(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The vectors themselves, or with cosine distance their directions."""
@@ -130,7 +131,9 @@ class VectorQuantizer(Quantizer):
             commitment = commitment * self.weight_of_commitment
         if self.update == "ema":
             return commitment
-        return commitment + masked_mean((u.detach() - q).square(), keep) * self.codebook_weight
+        # Weighted by 0 rather than left out: the codebook takes part in every exchange of gradients between ranks.
+        weight = 0.0 if self._is_resting else self.codebook_weight
+        return commitment + masked_mean((u.detach() - q).square(), keep) * weight
 
     def begin(self, u: Float[Tensor, "*batch dim"], keep: Bool[Tensor, "*batch"]) -> None:
         """Start the codebook by k-means on the first training batch that has any token."""
@@ -142,7 +145,7 @@ class VectorQuantizer(Quantizer):
         self, u: Float[Tensor, "*batch dim"], indices: Int[Tensor, "*batch"], keep: Bool[Tensor, "*batch"]
     ) -> None:
         """Follow the batch with usage, moving averages and revival; one exchange between ranks for the sums."""
-        if self.update == "gradient" and not self.reviving:
+        if self._is_resting or (self.update == "gradient" and not self.reviving):
             return
         vectors, keep = u.reshape(-1, self.dim), keep.flatten()
         counts, sums = sums_of_codes(vectors, indices.flatten(), keep, self.codebook_size)
@@ -169,15 +172,20 @@ class VectorQuantizer(Quantizer):
         """
         self._settle(latents.float(), torch.ones(len(latents), dtype=torch.bool, device=latents.device))
 
+    def rest(self) -> None:
+        """Leave the codebook as it is, whatever latents pass."""
+        self._is_resting = True
+
     def found_on_next_batch(self) -> None:
         """Forget that the codebook was settled; the next training batch settles it anew."""
         self.founded.fill_(False)
         self._is_founded = False
+        self._is_resting = False
 
     @property
     def awaits_latents(self) -> bool:
-        """Whether k-means has yet to settle the codebook."""
-        return not self._is_founded
+        """Whether k-means is to settle the codebook on the next latents."""
+        return not self._is_founded and not self._is_resting
 
     def steady(self) -> None:
         """Revive no more codes."""
@@ -202,6 +210,7 @@ class VectorQuantizer(Quantizer):
             self.ema_sums.copy_(centres * counts[:, None])
         self.founded.fill_(True)
         self._is_founded = True
+        self._is_resting = False
 
     def _revive(self, vectors: Float[Tensor, "n dim"], keep: Bool[Tensor, " n"]) -> None:
         rows, available = random_rows(vectors, keep, self.codebook_size)
