@@ -216,6 +216,12 @@ def test_an_arm_may_be_a_file(write):
     assert recipe.load_changes(write("arm.yaml", "training: {steps: 3}\n")) == {"training": {"steps": 3}}
 
 
+@pytest.mark.parametrize("changes", [{"trianing": {"steps": 3}}, {"training": 5}, {"extends": "demo"}], ids=str)
+def test_changes_that_would_be_passed_over_are_refused(changes):
+    with pytest.raises(UsageError, match=next(iter(changes))):
+        recipe.build_parts(recipe.load(TABLES).with_changes(changes))
+
+
 def test_shipped_recipes_and_arms_are_listed_apart():
     names, arms = recipe.shipped(), recipe.shipped("arms")
     assert {"demo", "image/tiny64"} <= set(names)
@@ -280,7 +286,7 @@ def test_the_seed_of_a_recipe_fixes_its_weights():
         ("quantizer.kind=vectr", "quantizer.kind: unknown kind 'vectr'; did you mean 'vector'?"),
         ("quantizer.codebook_size=many", "quantizer.codebook_size: input should be a valid integer, got 'many'"),
         ("decoder.dept=2", "decoder.dept: unknown key; did you mean 'depth'?"),
-        ("objective.l3=1", "objective.l3: unknown key; did you mean 'l1'?"),
+        ("objective.l22=1", "objective.l22: unknown key; did you mean 'l2'?"),
         ("objective.l2=-1", "objective.l2: input should be greater than or equal to 0, got -1"),
         ("training.step=3", "training.step: unknown key; did you mean 'steps'?"),
         ("training.betas=[0.9, 2]", "training.betas.1: input should be less than or equal to 1, got 2"),

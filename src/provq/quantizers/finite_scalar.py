@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from provq.errors import UsageError
 from provq.ops.estimators import straight_through
 from provq.quantizers.base import Quantizer
 from provq.spec import checked
@@ -32,6 +33,8 @@ class FiniteScalarQuantizer(Quantizer):
 
     @checked
     def __init__(self, levels: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]) -> None:
+        if math.prod(levels) > 2**31:
+            raise UsageError(f"FiniteScalarQuantizer: levels must multiply to at most 2^31 codes, got {math.prod(levels)}")
         super().__init__(len(levels), (math.prod(levels),))
         self.levels = levels
         sizes = torch.tensor(levels, dtype=torch.float32)
