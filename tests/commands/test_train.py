@@ -62,6 +62,26 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(recipe, tmp_path):
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=2e-3, atol=2e-4)
 
 
+def test_averaged_weights_are_what_is_saved(recipe, tmp_path):
+    two_steps = changed(recipe, steps=2, warmup=0.0, final_learning_rate=1.0, checkpoint_every=1, keep_checkpoints=2)
+    two_steps = changed(two_steps, curriculum={"kind": "constant", "value": 1.0})
+    train(two_steps, out=tmp_path / "plain")
+    first, second = (
+        Tokenizer.from_pretrained(tmp_path / "plain" / "checkpoints" / f"step-0000000{step}") for step in (1, 2)
+    )
+    averaged = train(changed(two_steps, average_decay=0.75), out=tmp_path / "averaged")
+    later = dict(second.named_parameters())
+    found = dict(averaged.named_parameters())
+    for name, value in first.named_parameters():
+        torch.testing.assert_close(found[name], 0.75 * value + 0.25 * later[name])
+
+
+def test_mixed_precision_trains_and_evaluates_in_full_precision(recipe, tmp_path):
+    tokenizer = train(changed(recipe, steps=4, precision="bf16-mixed"), out=tmp_path / "mixed")
+    assert all(value.dtype == torch.float32 for value in tokenizer.state_dict().values() if value.is_floating_point())
+    assert log_of(tmp_path / "mixed")[-1]["loss_hard"] < 10
+
+
 def test_a_finished_run_is_not_overwritten(run, recipe):
     before = (run / "log.jsonl").read_bytes()
     with pytest.raises(UsageError, match="--resume auto"):

@@ -145,7 +145,7 @@ def _write_page(
         originals=originals,
         arms=reports,
         baseline=arm_name(arms[0]),
-        commands=[shlex.join(["provq", *sys.argv[1:]]) if sys.argv[0].endswith("provq") else "provq.compare(...)"],
+        commands=[_command()],
         recipe=recipe.to_yaml(),
         environment={
             "provq": provq.__version__,
@@ -155,6 +155,12 @@ def _write_page(
             "date": time.strftime("%Y-%m-%d"),
         },
     )
+
+
+def _command() -> str:
+    """The shell's command, or the call where there was none."""
+    from_shell = Path(sys.argv[0]).name in ("provq", "__main__.py")
+    return shlex.join(["provq", *sys.argv[1:]]) if from_shell else "provq.compare(...)"
 
 
 @torch.no_grad()

@@ -43,11 +43,13 @@ def train(
     out = Path(out)
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
     parts = build_parts(recipe)
-    first_step = newest_step(out) or 0
-    _claim(out, recipe, resume, first_step)
     training = parts.training
     fabric = Fabric(devices=training.devices, precision=training.precision)
     fabric.launch()
+    first_step = newest_step(out) or 0
+    if fabric.is_global_zero:
+        _claim(out, recipe, resume, first_step)
+    fabric.barrier()
     items = parts.modality.training_items(training.seed)
     held_out = parts.modality.held_out_items()
     records = fit(

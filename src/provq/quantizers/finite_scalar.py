@@ -34,7 +34,9 @@ class FiniteScalarQuantizer(Quantizer):
     @checked
     def __init__(self, levels: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]) -> None:
         if math.prod(levels) > 2**31:
-            raise UsageError(f"FiniteScalarQuantizer: levels must multiply to at most 2^31 codes, got {math.prod(levels)}")
+            raise UsageError(
+                f"FiniteScalarQuantizer: levels must multiply to at most 2^31 codes, got {math.prod(levels)}"
+            )
         super().__init__(len(levels), (math.prod(levels),))
         self.levels = levels
         sizes = torch.tensor(levels, dtype=torch.float32)

@@ -20,7 +20,7 @@ from provq.curriculum import HandOver, HardnessScheduler, Schedule, hand_over
 from provq.data import Batch, Items, evaluation_batches, training_batches
 from provq.errors import UserError
 from provq.evaluation.evaluate import probe
-from provq.ops.collectives import ranks
+from provq.ops.collectives import ranks, sum_over_ranks
 from provq.spec import checked
 from provq.tokenizer import Tokenizer
 from provq.training.checkpoint import load_state, newest_step, save_checkpoint
@@ -31,6 +31,8 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 Record = dict[str, Any]
+
+_MOST_CODES_TO_COUNT = 1 << 24
 
 
 @final
@@ -265,19 +267,25 @@ class _Window:
         self.skipped.update(batch.skipped)
 
     def numbers(self, step: int, codebook_sizes: tuple[int, ...]) -> Record:
-        loss = float(torch.stack(self.losses).mean())
+        loss = _mean_over_ranks(self.losses)
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {step}; the last checkpoint is untouched: "
                 "lower training.learning_rate, or set training.clip, and resume"
             )
         numbers: Record = {"loss": loss}
-        numbers |= {f"loss_{name}": float(torch.stack(terms).mean()) for name, terms in self.terms.items()}
-        if len(codebook_sizes) == 1:
-            numbers["usage"] = torch.unique(torch.cat(self.indices)).numel() / codebook_sizes[0]
+        numbers |= {f"loss_{name}": _mean_over_ranks(terms) for name, terms in self.terms.items()}
+        if len(codebook_sizes) == 1 and codebook_sizes[0] <= _MOST_CODES_TO_COUNT:
+            indices = torch.cat(self.indices)
+            counts = torch.bincount(indices[indices >= 0], minlength=codebook_sizes[0])
+            numbers["usage"] = float((sum_over_ranks(counts) > 0).double().mean())
         if self.skipped:
             numbers["skipped"] = self.skipped
         return numbers
+
+
+def _mean_over_ranks(values: list[Tensor]) -> float:
+    return float(sum_over_ranks(torch.stack(values).mean())) / ranks()
 
 
 def _batches(items: Items, training: Training, fabric: Fabric, first: int, seed: int | None = None) -> Iterator[Batch]:

@@ -1,0 +1,105 @@
+"""PSNR and SSIM against their formulas, in numpy and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from provq.modalities.image.quality import PictureQuality
+
+
+def pictures(number, height, width, seed=0, scale=1.0):
+    """Smooth pictures and spoilt copies, each spoilt by another amount; some values leave [-1, 1]."""
+    generator = np.random.default_rng(seed)
+    items = gaussian_filter(generator.normal(size=(number, 3, height, width)), (0, 0, 2, 2)) * 4
+    noise = generator.normal(size=items.shape) * np.linspace(0.05, 0.5, number)[:, None, None, None]
+    return [torch.from_numpy(values).float() for values in (items + scale * noise, items.clip(-1, 1))]
+
+
+def unit(values):
+    return ((values.double().numpy() + 1) / 2).clip(0, 1)
+
+
+def psnr(output, items):
+    """10 log10(1 / mean squared error), one number a picture."""
+    return [10 * math.log10(1 / ((a - b) ** 2).mean()) for a, b in zip(unit(output), unit(items), strict=True)]
+
+
+def ssim(output, items):
+    """Wang et al. 2004, equation 13, Gaussian window of 11 pixels, sigma 1.5; pictures go on as in a mirror."""
+
+    def blurred(values):
+        return gaussian_filter(values, (0, 0, 1.5, 1.5), radius=(0, 0, 5, 5), mode="mirror")
+
+    x, y = unit(output), unit(items)
+    mean_x, mean_y = blurred(x), blurred(y)
+    variance_x, variance_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
+    covariance = blurred(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    local = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    )
+    return local.mean((1, 2, 3))
+
+
+def quality(*batches):
+    measure = PictureQuality()
+    for output, items in batches:
+        measure.update(output, items)
+    return measure.compute()
+
+
+@settings(max_examples=12, deadline=None)
+@given(number=st.integers(1, 4), height=st.integers(11, 30), width=st.integers(11, 30), seed=st.integers(0, 1000))
+def test_both_numbers_are_means_over_pictures_of_the_formulas(number, height, width, seed):
+    output, items = pictures(number, height, width, seed)
+    found = quality((output, items))
+    assert found["psnr"] == pytest.approx(np.mean(psnr(output, items)), rel=1e-4)
+    assert found["ssim"] == pytest.approx(np.mean(ssim(output, items)), abs=2e-4)
+
+
+def test_a_mean_over_pictures_is_not_one_over_batches():
+    output, items = pictures(5, 16, 16)
+    values = psnr(output, items)
+    found = quality((output[:4], items[:4]), (output[4:], items[4:]))
+    assert found["psnr"] == pytest.approx(np.mean(values), rel=1e-4)
+    assert found["ssim"] == pytest.approx(np.mean(ssim(output, items)), abs=2e-4)
+    assert abs(np.mean(values) - (np.mean(values[:4]) + values[4]) / 2) > 0.5, "the data show no difference"
+
+
+def test_a_constant_error_has_the_number_that_one_knows():
+    items = torch.zeros(2, 3, 16, 16)
+    # 0.2 in [-1, 1] is 0.1 in [0, 1]: 20 dB.
+    assert quality((items + 0.2, items))["psnr"] == pytest.approx(20, abs=1e-3)
+
+
+def test_what_leaves_the_range_of_a_picture_is_clipped():
+    _, items = pictures(2, 16, 16)
+    far = torch.where(items > 0, 7.0, -7.0)
+    assert quality((far, items)) == pytest.approx(quality((far.sign(), items)))
+
+
+def test_a_perfect_copy_is_perfect():
+    _, items = pictures(2, 16, 16)
+    assert quality((items, items)) == {"psnr": math.inf, "ssim": pytest.approx(1)}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "known"), [(10, 30, False), (30, 10, False), (1, 7, False), (11, 11, True)]
+)
+def test_pictures_smaller_than_its_window_have_no_ssim(height, width, known):
+    output, items = pictures(3, height, width)
+    found = quality((output, items))
+    assert math.isnan(found["ssim"]) != known
+    assert found["psnr"] == pytest.approx(np.mean(psnr(output, items)), rel=1e-4)
+
+
+def test_measures_share_nothing():
+    output, items = pictures(2, 16, 16)
+    expected = quality((output, items))
+    quality((-items, items))
+    assert quality((output, items)) == expected
