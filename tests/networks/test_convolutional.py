@@ -20,7 +20,7 @@ def noise(*shape, seed=0):
 @given(
     number=st.integers(0, 3),
     rows=st.integers(1, 4),
-    columns=st.integers(1, 4),
+    columns=st.integers(2, 4),
     levels=st.integers(1, 3),
     depth=st.integers(0, 2),
     factor=st.integers(1, 3),
@@ -36,6 +36,15 @@ def test_a_picture_becomes_a_grid_and_a_grid_a_picture(number, rows, columns, le
     latents = encoder(items)
     assert latents.shape == (number, rows, columns, dim)
     assert decoder(latents).shape == items.shape
+
+
+@pytest.mark.parametrize("width", [2, 8, 16])
+def test_a_picture_of_a_single_latent_passes_alone(width):
+    options = {"width": width, "depth": 1, "downsampling": 2}
+    encoder, decoder = ConvolutionalEncoder(3, **options).eval(), ConvolutionalDecoder(3, **options).eval()
+    latents = encoder(noise(1, 3, 2, 2))
+    assert latents.shape == (1, 1, 1, 3)
+    assert decoder(latents).shape == (1, 3, 2, 2)
 
 
 @both
