@@ -299,7 +299,15 @@ def test_a_place_without_a_tokenizer_is_named(tmp_path):
     refused(file, "file holds no config.json")
 
 
-def test_a_tokenizer_that_is_opened_is_in_evaluation_mode():
-    tokenizer = make().train()
+@pytest.mark.parametrize("training", [True, False])
+def test_a_tokenizer_that_is_open_already_stays_as_it_is(training):
+    tokenizer = make().train(training)
     assert opened(tokenizer) is tokenizer
-    assert not tokenizer.training
+    assert tokenizer.training == training
+
+
+def test_items_that_cannot_be_encoded_have_no_tokens():
+    items = pictures()
+    items[1, 0, 3, 3] = torch.nan
+    with pytest.raises(UserError, match="not finite"):
+        make().encode(items)

@@ -1,12 +1,34 @@
-"""Files that appear whole or not at all, whenever the process may be killed."""
+"""Files that appear whole or not at all, whenever the process may be killed; and plain values as JSON."""
 
+import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place, then put it there in one move; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def to_json(value: Any, *, indent: int | None = 2) -> str:
+    """Plain values as JSON; null stands for a number that is not defined or not finite, text for a path."""
+    return json.dumps(_strict(value), indent=indent, allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

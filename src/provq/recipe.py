@@ -6,6 +6,7 @@
 """
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and listing recipes needs no
 
 TABLES = ("data", "encoder", "quantizer", "decoder", "objective", "training")
 _SHIPPED = files("provq") / "recipes"
+_DEEPEST = 20  # recipes that extend one another
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,28 @@ class Recipe:
     tables: Mapping[str, Mapping[str, Any]]
 
     def with_changes(self, changes: Mapping[str, Any]) -> "Recipe":
-        """This recipe with some keys changed; a table of another `kind` is replaced whole."""
+        """This recipe with some keys changed; a table of another `kind` is replaced whole.
+
+        Raises:
+            UsageError: There is no table of that name.
+        """
+        _check_tables(self.name, changes)
         return Recipe(self.name, _merged(self.tables, changes))
 
     def to_yaml(self) -> str:
         """The resolved recipe as a file that `load` reads."""
         return yaml.safe_dump(_plain(self.tables), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-3 is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 class Parts(NamedTuple):
@@ -78,14 +96,34 @@ def build_parts(recipe: Recipe) -> Parts:
     torch.manual_seed(training.seed)
     metadata = {"data": describe(modality, modalities.KINDS)}
     tokenizer = Tokenizer.from_config({**tables, "metadata": metadata}, local=True)
+    _check_shapes(tokenizer, modality)
     return Parts(modality, tokenizer, objective, training, schedule)
 
 
-def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def _check_shapes(tokenizer: "Tokenizer", modality: "Modality") -> None:
+    """See to it that an item of the data comes out of the networks in the shape in which it goes in."""
+    import torch
+
+    item = modality.blank_item()
+    with torch.no_grad():
+        try:
+            output = tokenizer.decoder(tokenizer.encoder(item))
+        except RuntimeError as error:
+            raise UsageError(
+                f"encoder, decoder: they do not fit items of shape {tuple(item.shape[1:])}: {error}"
+            ) from error
+    if output.shape != item.shape:
+        raise UsageError(
+            f"encoder, decoder: items of shape {tuple(item.shape[1:])} come out as {tuple(output.shape[1:])}; "
+            f"both must have one downsampling, and data.size be a multiple of it, here of {tokenizer.encoder.reduction}"
+        )
+
+
+def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        source: A shipped name such as `image/tiny64`, a YAML file, or the mapping itself.
+        source: A shipped name such as `image/tiny64`, a YAML file, the mapping itself, or a recipe to change.
         overrides: `key=value` with dots between keys, such as `training.steps=200`; values are YAML.
 
     Raises:
@@ -94,13 +132,11 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     name, tables = _read(source)
     for override in overrides:
         tables = _merged(tables, _parsed(override))
-    for table in tables:
-        if table not in TABLES:
-            raise UsageError(f"{name}: unknown table {table!r}; {nearest(table, TABLES)}")
+    _check_tables(name, tables)
     for table in TABLES:
-        if not isinstance(tables.get(table), Mapping):
+        if table not in tables:
             raise UsageError(f"{name}: the table {table!r} is missing; a recipe has {', '.join(TABLES)}")
-    return Recipe(name, {table: tables[table] for table in TABLES})
+    return Recipe(name, _plain({table: tables[table] for table in TABLES}))
 
 
 def load_changes(source: str | Path) -> dict[str, Any]:
@@ -145,7 +181,19 @@ def _first_comment(path: Path) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _check_tables(name: str, tables: Mapping[str, Any]) -> None:
+    for table, content in tables.items():
+        if table not in TABLES:
+            raise UsageError(f"{name}: unknown table {table!r}; {nearest(str(table), TABLES)}")
+        if not isinstance(content, Mapping):
+            raise UsageError(f"{name}: the table {table!r} must be a mapping, got {content!r}")
+
+
+def _read(source: str | Path | Mapping[str, Any] | Recipe, depth: int = 0) -> tuple[str, dict[str, Any]]:
+    if depth > _DEEPEST:
+        raise UsageError(f"{source}: `extends` leads in a circle")
+    if isinstance(source, Recipe):
+        return source.name, dict(source.tables)
     if isinstance(source, Mapping):
         name, tables = "recipe", copy.deepcopy(dict(source))
     else:
@@ -154,7 +202,8 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if parent is None:
         return name, tables
     beside = Path(str(source)).parent / f"{parent}" if not isinstance(source, Mapping) else None
-    return name, _merged(_read(beside if beside is not None and beside.is_file() else str(parent))[1], tables)
+    below = _read(beside if beside is not None and beside.is_file() else str(parent), depth + 1)[1]
+    return name, _merged(below, tables)
 
 
 def _located(source: str, folder: str = "") -> Path:
@@ -171,7 +220,7 @@ def _located(source: str, folder: str = "") -> Path:
 
 def _parsed_file(path: Path, name: str) -> dict[str, Any]:
     try:
-        parsed = yaml.safe_load(path.read_text())
+        parsed = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
@@ -186,7 +235,7 @@ def _parsed(override: str) -> dict[str, Any]:
     if not separator or not all(key.split(".")):
         raise UsageError(f"cannot read {override!r}; overrides are key=value, such as training.steps=200")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UsageError(f"{key}: the value {text!r} is not valid YAML") from error
     for part in reversed(key.split(".")):

@@ -65,12 +65,14 @@ def build(
     if "kind" not in spec:
         raise UsageError(f"{where}: the key 'kind' is missing; known kinds: {', '.join(sorted(table))}")
     kind = spec["kind"]
+    if not isinstance(kind, str):
+        raise UsageError(f"{where}.kind: expected a name, got {kind!r}; known: {', '.join(sorted(table))}")
     if kind in table:
         made_by = table[kind]
-    elif local and isinstance(kind, str) and ":" in kind:
+    elif local and ":" in kind:
         made_by = _imported(kind, table, where=f"{where}.kind")
     else:
-        raise UsageError(f"{where}.kind: unknown kind {kind!r}; {nearest(str(kind), table)}")
+        raise UsageError(f"{where}.kind: unknown kind {kind!r}; {nearest(kind, table)}")
     arguments = {key: value for key, value in spec.items() if key != "kind"}
     fitted = fitting(made_by, arguments, where=where, given=given)
     try:
@@ -92,13 +94,17 @@ def fitting(
         UsageError: An argument is unknown, missing, of the wrong type or out of bounds.
     """
     function = _function(call)
-    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name != "self"}
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
     surroundings = {name: value for name, value in (given or {}).items() if name in parameters}
     open_to_recipes = parameters.keys() - surroundings.keys()
     values = dict(surroundings)
     for name, value in arguments.items():
         if name not in open_to_recipes:
-            raise UsageError(f"{where}.{name}: unknown key; {nearest(name, open_to_recipes)}")
+            raise UsageError(f"{where}.{name}: unknown key; {nearest(str(name), open_to_recipes)}")
         values[name] = _validated(function, name, value, where=where)
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in values:
@@ -131,15 +137,17 @@ def _imported(kind: str, table: Mapping[str, type[Built]], *, where: str) -> typ
     module_name, _, class_name = kind.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UsageError(f"{where}: cannot import {kind!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UsageError(f"{where}: {kind!r} is not a {base.__name__}")
+    if inspect.isabstract(found):
+        raise UsageError(f"{where}: {kind!r} is abstract; name a class that says how everything is done")
     return cast(type[Built], found)
 
 
 def _function(call: Callable[..., object]) -> Callable[..., object]:
-    init = vars(call)["__init__"] if isinstance(call, type) else call
+    init = call.__init__ if isinstance(call, type) else call  # type: ignore[misc]  # read, not called
     return cast(Callable[..., object], inspect.unwrap(init))
 
 
@@ -154,12 +162,16 @@ def _adapter(function: Callable[..., object], name: str) -> TypeAdapter[Any] | N
         return None  # an object such as a module: nothing that a recipe could hold
 
 
+def _tuples(value: object) -> object:
+    return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value
+
+
 def _validated(function: Callable[..., object], name: str, value: object, *, where: str) -> object:
     adapter = _adapter(_function(function), name)
     if adapter is None:
         return value
     try:
-        return adapter.validate_python(tuple(value) if isinstance(value, list) else value)
+        return adapter.validate_python(_tuples(value))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join([where, name, *(str(part) for part in first["loc"] if isinstance(part, int))])

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from provq import networks, quantizers
-from provq.errors import UserError
+from provq.errors import UsageError, UserError
+from provq.files import write_whole
 from provq.networks import Decoder, Encoder
 from provq.quantizers import Quantizer
 from provq.spec import build, describe
@@ -70,11 +71,14 @@ class Tokenizer(nn.Module):
         """The tokens of items, always hard.
 
         Raises:
-            UserError: The quantizer makes no tokens.
+            UserError: The quantizer makes no tokens, or the encoder gives a value that is not finite.
         """
         if not self.codebook_sizes:
             raise UserError(f"a tokenizer with a {type(self.quantizer).__name__} bottleneck makes no tokens")
-        return self.quantizer.assign(self.quantizer.relax(self.encoder(items).float()))
+        latents = self.encoder(items).float()
+        if not latents.isfinite().all():
+            raise UserError("the encoder gives values that are not finite for these items; they have no tokens")
+        return self.quantizer.assign(self.quantizer.relax(latents))
 
     def decode(self, indices: Int[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """The items that tokens stand for.
@@ -133,33 +137,42 @@ class Tokenizer(nn.Module):
         Raises:
             UsageError: A table names an unknown kind, or holds a wrong key or value.
         """
+        missing = [table for table in ("encoder", "quantizer", "decoder") if not isinstance(config.get(table), Mapping)]
+        if missing:
+            raise UsageError(f"{where}the table {missing[0]!r} is missing")
+        if not isinstance(config.get("metadata", {}), Mapping | None):
+            raise UsageError(f"{where}metadata: expected a mapping, got {config['metadata']!r}")
         quantizer: Quantizer = build(config["quantizer"], quantizers.KINDS, where=f"{where}quantizer", local=local)
-        encoder, decoder = (
-            {key: value for key, value in config[side].items() if key != "dim"} for side in ("encoder", "decoder")
-        )
+        sides = []
+        for side in ("encoder", "decoder"):
+            table = dict(config[side])
+            if table.pop("dim", quantizer.dim) != quantizer.dim:
+                raise UsageError(f"{where}{side}.dim: it is the quantizer's, {quantizer.dim}; leave it out")
+            sides.append(table)
         return cls(
-            build(encoder, networks.ENCODERS, where=f"{where}encoder", local=local, dim=quantizer.dim),
+            build(sides[0], networks.ENCODERS, where=f"{where}encoder", local=local, dim=quantizer.dim),
             quantizer,
-            build(decoder, networks.DECODERS, where=f"{where}decoder", local=local, dim=quantizer.dim),
+            build(sides[1], networks.DECODERS, where=f"{where}decoder", local=local, dim=quantizer.dim),
             config.get("metadata"),
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder, which is made where it is missing."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+        write_whole(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
+        write_whole(folder / "config.json", (json.dumps(self.config, indent=2) + "\n").encode())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
+    def from_pretrained(cls, folder: str | Path, *, local: bool = False) -> "Tokenizer":
         """Read a tokenizer, in evaluation mode, from what `save_pretrained` or a training run wrote.
 
-        Nothing that is read can run code: the config may name provq's own classes only.
+        Nothing that is read can run code: unless `local` is true the config may name provq's own classes only.
 
         Args:
             folder: A saved tokenizer, or the folder of a run, whose newest checkpoint is taken.
+            local: Whether the config may name any importable class, as a recipe of one's own may; never for anything
+                that was downloaded.
 
         Raises:
             UserError: There is no tokenizer, or its files are damaged or of a newer format.
@@ -173,7 +186,7 @@ class Tokenizer(nn.Module):
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             found = config.get("format") if isinstance(config, dict) else None
             raise UserError(f"{folder}/config.json: expected format {FORMAT}, found {found!r}; update provq")
-        tokenizer = cls.from_config(config, where=f"{folder}/config.json: ")
+        tokenizer = cls.from_config(config, where=f"{folder}/config.json: ", local=local)
         try:
             tokenizer.load_state_dict(weights)
         except RuntimeError as error:
@@ -182,8 +195,8 @@ class Tokenizer(nn.Module):
 
 
 def opened(tokenizer: Tokenizer | str | Path) -> Tokenizer:
-    """The tokenizer itself, or the one that a folder holds; in evaluation mode either way."""
-    return tokenizer.eval() if isinstance(tokenizer, Tokenizer) else Tokenizer.from_pretrained(tokenizer)
+    """The tokenizer itself, or the one that a folder holds."""
+    return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_pretrained(tokenizer)
 
 
 def _newest(folder: Path) -> Path:

@@ -75,7 +75,7 @@ def test_a_usage_error_is_code_2_and_imports_nothing_heavy(arguments):
         ("objective.l2=-1", ["objective.l2", "-1"]),
         ("data.sise=32", ["data.sise", "'size'"]),
         ("dta.size=32", ["'dta'", "'data'"]),
-        ("encoder=7", ["encoder", "missing"]),
+        ("encoder=7", ["encoder", "mapping", "7"]),
     ],
 )
 def test_a_wrong_recipe_names_the_place_and_the_nearest_right_word(change, words, capsys, monkeypatch):

@@ -73,7 +73,9 @@ def test_averaged_weights_are_what_is_saved(recipe, tmp_path):
     later = dict(second.named_parameters())
     found = dict(averaged.named_parameters())
     for name, value in first.named_parameters():
-        torch.testing.assert_close(found[name], 0.75 * value + 0.25 * later[name])
+        # Codes are not averaged: one that was moved has nothing in common with where it was.
+        expected = later[name] if name.startswith("quantizer") else 0.75 * value + 0.25 * later[name]
+        torch.testing.assert_close(found[name], expected)
 
 
 def test_mixed_precision_trains_and_evaluates_in_full_precision(recipe, tmp_path):
@@ -103,9 +105,10 @@ def test_more_logging_is_no_other_recipe(run, recipe):
     train(changed(recipe, log_every=1, workers=1), out=run, resume="auto")
 
 
-def test_divergence_is_an_error_and_keeps_the_last_checkpoint(recipe, tmp_path):
-    wild = changed(recipe, steps=60, learning_rate=1e18, clip=0.0, checkpoint_every=1, log_every=1, warmup=0.0)
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+.*learning_rate"):
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_divergence_is_an_error_and_keeps_the_last_checkpoint(recipe, tmp_path, clip):
+    wild = changed(recipe, steps=60, learning_rate=1e18, clip=clip, checkpoint_every=2, log_every=7, warmup=0.0)
+    with pytest.raises(UserError, match=r"not finite after step \d+.*learning_rate|the loss is (nan|inf) at step \d+"):
         train(wild, out=tmp_path / "wild")
     for tensor in Tokenizer.from_pretrained(tmp_path / "wild").state_dict().values():
         assert tensor.isfinite().all()

@@ -158,7 +158,7 @@ def test_too_few_latents_are_refused_with_both_numbers():
     model = Model()
     with pytest.raises(UserError, match=r"codebook_size=5, vectors=4\b"):
         hand_over(model, lambda: model(items(4, 4)))
-    with pytest.raises(UserError, match=r"codebook_size=5, vectors=0\b"):
+    with pytest.raises(UserError, match="needs latents, and got none"):
         hand_over(model, lambda: None)
 
 
@@ -176,22 +176,25 @@ def test_only_the_moments_of_codebooks_are_forgotten():
         assert all(torch.equal(optimizer.state[parameter][name], value) for name, value in state.items())
 
 
-def test_what_needs_no_latents_stays_as_it_is():
-    grid, nothing = FiniteScalarQuantizer([5, 5]), Continuous(2)
-    model = nn.Sequential(grid, nothing)
-    z = items(50, 2)
+def test_what_has_no_codebook_to_found_is_left_out():
+    torch.manual_seed(0)
+    model = nn.ModuleList([FiniteScalarQuantizer([5, 5, 5]), normal(), Continuous(3)])
+    z = items(50, 3)
+    records = hand_over(model, lambda: [part(z) for part in model])
+    assert [(record.quantizer, record.latents) for record in records] == [("1", 50)]
 
-    def run():
-        grid(z)
-        nothing(z)
+    def unwanted():
+        raise AssertionError("data are read for nothing")
 
-    of_grid, of_nothing = hand_over(model, run)
-    u = grid.relax(z)
+    assert hand_over(nn.ModuleList([model[0], model[2]]), unwanted) == []
+
+
+def test_the_relative_error_of_a_grid_and_of_no_codes():
+    grid = FiniteScalarQuantizer([5, 5])
+    u = grid.relax(items(50, 2))
     expected = exact_relative_error(u, grid.lookup(torch.arange(25)))
-    assert of_grid[:2] == ("0", 50)
-    assert of_grid.relative_error_before == of_grid.relative_error_after == pytest.approx(expected, rel=1e-4)
-    assert of_nothing[:2] == ("1", 50)
-    assert math.isnan(of_nothing.relative_error_before) and math.isnan(of_nothing.relative_error_after)
+    assert relative_error(grid, u) == pytest.approx(expected, rel=1e-4)
+    assert math.isnan(relative_error(Continuous(2), u))
 
 
 def test_latents_that_do_not_vary_have_no_relative_error():

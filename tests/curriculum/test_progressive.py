@@ -168,6 +168,37 @@ def test_outputs_that_leave_open_which_one_is_quantized_are_refused(outputs, num
         wrapped(latents(5))
 
 
+class Pair(NamedTuple):
+    quantized: torch.Tensor
+    residual: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("pack", "output"),
+    [
+        (lambda q, z: (z - q, q), 1),
+        (lambda q, z: [q, z - q], 0),
+        (lambda q, z: {"residual": z - q, "quantized": q}, "quantized"),
+        (lambda q, z: Pair(q, z - q), 0),
+        (lambda q, z: Pair(q, z - q), "quantized"),
+    ],
+    ids=["tuple", "list", "dict", "named tuple by place", "named tuple by name"],
+)
+def test_of_several_outputs_the_named_one_is_blended(pack, output):
+    class Two(nn.Module):
+        def forward(self, z):
+            return pack(z.round(), z)
+
+    wrapped = Progressive(Two(), output=output)
+    wrapped.hardness.fill_(0.5)
+    z = latents(5)
+    found = wrapped(z)
+    found = found.values() if isinstance(found, dict) else found
+    blended = [part for part in found if torch.allclose(part, (z + z.round()) / 2)]
+    others = [part for part in found if torch.equal(part, z - z.round())]
+    assert (len(blended), len(others)) == (1, 1)
+
+
 def test_an_output_that_holds_no_tensors_is_refused():
     class Speaking(nn.Module):
         def forward(self, z):

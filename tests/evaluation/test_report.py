@@ -354,7 +354,7 @@ def test_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("provq.evaluation.report.os.replace", full)
+    monkeypatch.setattr("provq.files.os.replace", full)
     with pytest.raises(OSError, match="disk full"):
         written(path, [measured("hard", 20)])
     assert path.read_text() == "old"

@@ -18,6 +18,12 @@ def whole_numbers(rows, dim, seed):
     return torch.randint(-2, 3, (rows, dim), generator=torch.Generator().manual_seed(seed)).float()
 
 
+def whole_codes(rows, dim, seed):
+    """As many again with the other sign: their mean is exactly zero, so that a search around it stays exact."""
+    codebook = whole_numbers(rows, dim, seed)
+    return torch.cat([codebook, -codebook])[torch.randperm(2 * rows, generator=torch.Generator().manual_seed(seed))]
+
+
 def cloud(rows, dim, seed):
     return torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
 
@@ -29,7 +35,7 @@ def squared_distances(vectors, codebook):
 @settings(max_examples=60, deadline=None)
 @given(n=sizes, number=sizes, dim=st.integers(1, 9), seed=seeds)
 def test_a_tie_goes_to_the_lowest_index(n, number, dim, seed):
-    vectors, codebook = whole_numbers(n, dim, seed), whole_numbers(number, dim, seed + 1)
+    vectors, codebook = whole_numbers(n, dim, seed), whole_codes(number, dim, seed + 1)
     expected = squared_distances(vectors, codebook).argmin(1)  # numpy documents the first of equals
     np.testing.assert_array_equal(nearest_code(vectors, codebook), expected)
 
@@ -43,6 +49,14 @@ def test_no_code_is_nearer_than_the_one_that_is_found(n, number, dim, seed):
     distances = squared_distances(vectors, codebook)
     chosen = distances[np.arange(n), found.numpy()]
     np.testing.assert_allclose(chosen, distances.min(1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [10.0, 1000.0])
+def test_the_search_is_as_sharp_far_from_the_origin(offset):
+    vectors, codebook = cloud(300, 6, 0) + offset, cloud(200, 6, 1) + offset
+    distances = squared_distances(vectors, codebook)
+    chosen = distances[np.arange(300), nearest_code(vectors, codebook).numpy()]
+    np.testing.assert_allclose(chosen, distances.min(1), rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -65,7 +79,7 @@ def test_no_vectors_have_no_codes():
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
 def test_blocks_change_no_index(monkeypatch, block):
-    vectors, codebook = whole_numbers(101, 4, 0), whole_numbers(7, 4, 1)
+    vectors, codebook = whole_numbers(101, 4, 0), whole_codes(4, 4, 1)
     expected = squared_distances(vectors, codebook).argmin(1)
     monkeypatch.setattr(codes, "_BLOCK", block)
     np.testing.assert_array_equal(nearest_code(vectors, codebook), expected)

@@ -77,12 +77,19 @@ def test_as_many_centres_as_points_are_the_points():
     assert counts.tolist() == [1] * 20
 
 
-@pytest.mark.parametrize("kept", [0, 1, 6])
+@pytest.mark.parametrize("kept", [1, 6])
 def test_fewer_points_than_centres_are_refused_with_both_numbers(kept):
     points = cloud(20, 2)
     keep = torch.arange(20) < kept
     with pytest.raises(UserError, match=rf"codebook_size=7, vectors={kept}\b"):
         kmeans(points, keep, 7)
+
+
+def test_without_any_point_there_are_no_centres_yet():
+    table, counts = kmeans(torch.randn(20, 2), torch.zeros(20, dtype=torch.bool), 7)
+    assert table.shape == (7, 2)
+    assert not table.any()
+    assert not counts.any()
 
 
 def test_a_point_that_is_left_out_never_matters():

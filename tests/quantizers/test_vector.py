@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from provq.errors import UsageError
+from provq.errors import UsageError, UserError
 from provq.ops.kmeans import kmeans
 from provq.quantizers import VectorQuantizer
 
@@ -186,6 +186,11 @@ def test_a_codebook_that_is_founded_anew_forgets_its_statistics(update):
         torch.testing.assert_close(quantizer.ema_sums, centres * counts[:, None])
 
 
+def test_a_codebook_cannot_be_founded_on_nothing():
+    with pytest.raises(UserError, match="needs latents"):
+        normal(3, 4).found(torch.empty(0, 3))
+
+
 def test_a_codebook_can_be_told_to_start_anew_and_remembers_it_when_saved():
     quantizer = normal(3, 4)
     quantizer.found_on_next_batch()
@@ -195,6 +200,29 @@ def test_a_codebook_can_be_told_to_start_anew_and_remembers_it_when_saved():
     z = latents(50, 3)
     restored(z)
     assert torch.equal(restored.codebook, kmeans(z, torch.ones(50, dtype=torch.bool), 4)[0])
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+@pytest.mark.parametrize("init", ["kmeans", "normal"])
+def test_a_codebook_that_rests_learns_nothing_until_it_is_woken(update, init):
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(3, 4, update=update, init=init, decay=0.5, revive_below=0.9)
+    quantizer.rest(True)
+    before = copy.deepcopy(quantizer.state_dict())
+    for seed in range(3):
+        loss, indices, to_latents, to_codes = gradients(quantizer, latents(30, 3, seed=seed))
+        error = (latents(30, 3, seed=seed) - before["codebook"][indices]).double().numpy()
+        assert loss == pytest.approx(0.25 * (error**2).mean(), rel=1e-5)
+        np.testing.assert_allclose(to_latents, 2 * 0.25 * error / error.size, rtol=1e-4, atol=1e-8)
+        assert to_codes is None or not to_codes.any()
+    for name, value in quantizer.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} moves"
+    quantizer.found(latents(50, 3, seed=9))
+    founded = quantizer.codebook.detach().clone()
+    assert not torch.equal(founded, before["codebook"])
+    quantizer.rest(False)
+    _, _, _, to_codes = gradients(quantizer, latents(30, 3))
+    assert to_codes.any() if update == "gradient" else not torch.equal(quantizer.codebook, founded)
 
 
 def half_dead(update, **options):

@@ -34,3 +34,6 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:  # no space, no permission, a folder in a file's place
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)

@@ -1,13 +1,12 @@
 """Arguments that several verbs share, and how results leave for machines."""
 
-import json
-import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from provq.files import to_json, write_whole
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="A run's folder or a saved tokenizer.")]
 RecipeName = Annotated[
@@ -26,19 +25,7 @@ def write_json(value: Any, path: Path | None) -> None:
     """Write a result for machines, with null for what is not defined; nothing where no file was named."""
     if path is None:
         return
-    text = json.dumps(_without_nan(value), indent=2) + "\n"
     if str(path) == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(to_json(value))
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+        write_whole(path, to_json(value).encode())

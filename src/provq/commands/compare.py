@@ -18,10 +18,10 @@ from provq.commands.evaluate import evaluate, modality_of
 from provq.commands.train import train
 from provq.data import Item, evaluation_batches
 from provq.errors import UsageError
-from provq.evaluation.report import ArmReport, write_report
-from provq.files import write_whole
+from provq.evaluation.report import ArmReport, require_extra, write_report
+from provq.files import to_json, write_whole
 from provq.modalities.image.pixels import contact_sheet, to_image, to_png
-from provq.recipe import Recipe, header_of_arm, load, load_changes
+from provq.recipe import Recipe, build_parts, header_of_arm, load, load_changes
 from provq.tokenizer import Tokenizer
 from provq.training.log import read_log
 
@@ -60,12 +60,13 @@ def compare(
         UserError: The data cannot be read, or training diverged.
     """
     out = Path(out)
-    shared = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
+    shared = load(recipe, overrides)
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, got {seeds}")
-    if not arms or len(set(arms)) < len(arms):
+    if not arms or len({arm_name(arm) for arm in arms}) < len(arms):
         raise UsageError(f"arms must be named, each once, got {', '.join(arms) or 'none'}")
     changes = {arm: load_changes(arm) for arm in arms}
+    _check_before_training(shared, changes)
     first_seed = int(shared.tables["training"].get("seed", 0))
     rows = []
     for seed in range(first_seed, first_seed + seeds):
@@ -73,7 +74,7 @@ def compare(
             of_arm = shared.with_changes(changes[arm]).with_changes({"training": {"seed": seed}})
             rows.append({"arm": arm_name(arm), "seed": seed, **_measured(of_arm, _run_folder(out, arm, seed))})
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "compare.json", json.dumps(_without_nan(rows), indent=2).encode())
+    write_whole(out / "compare.json", to_json(rows).encode())
     _write_page(out, Path(html) if html else out / "compare.html", shared, arms, rows, first_seed)
     return rows
 
@@ -96,6 +97,20 @@ def summary(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple[floa
     return table
 
 
+def _check_before_training(shared: Recipe, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Find what would fail after hours of training: a wrong arm, nothing to measure on, a page that cannot be drawn."""
+    require_extra()
+    for arm, change in changes.items():
+        try:
+            parts = build_parts(shared.with_changes(change))
+        except UsageError as error:
+            raise UsageError(f"arm {arm}: {error}") from None
+        if parts.training.devices > 1:
+            raise UsageError("compare trains in one process: training.devices must be 1")
+        if parts.modality.held_out_items() is None:
+            raise UsageError("there is nothing to measure the arms on: data.val is missing")
+
+
 def _run_folder(out: Path, arm: str, seed: int) -> Path:
     return out / arm_name(arm) / f"seed-{seed}"
 
@@ -109,12 +124,8 @@ def _measured(recipe: Recipe, folder: Path) -> dict[str, Any]:
         return {key: math.nan if value is None else value for key, value in finished.items()}
     steps = [record for record in read_log(folder) if record["event"] == "train"]
     row = {"steps": steps[-1]["step"], "seconds": steps[-1]["seconds"], **evaluate(tokenizer)}
-    write_whole(result, json.dumps(_without_nan([row])[0], indent=2).encode())
+    write_whole(result, to_json(row).encode())
     return row
-
-
-def _without_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
 
 
 def _write_page(
@@ -129,7 +140,7 @@ def _write_page(
             [record for record in read_log(_run_folder(out, arm, row["seed"])) if record["event"] == "probe"]
             for row in own_rows
         ]
-        tokenizer = Tokenizer.from_pretrained(_run_folder(out, arm, seed))
+        tokenizer = Tokenizer.from_pretrained(_run_folder(out, arm, seed), local=True)
         originals, reconstructions = _pictures(tokenizer)
         evaluations = [{k: v for k, v in row.items() if k != "arm"} for row in own_rows]
         report = ArmReport(name, header_of_arm(arm), evaluations, curves, reconstructions, _codebook_picture(tokenizer))
@@ -184,7 +195,7 @@ def _codebook_picture(tokenizer: Tokenizer) -> bytes | None:
         return None
     size = tokenizer.codebook_sizes[0]
     counts = torch.zeros(size, dtype=torch.int64)
-    for batch in evaluation_batches(items, batch_size=64):
+    for batch in (batch for batch in evaluation_batches(items, batch_size=64) if batch.keys):
         counts += torch.bincount(tokenizer.encode(batch.values).flatten(), minlength=size)
     order = counts.argsort(descending=True, stable=True)
     # In the middle of eight neighbours like itself a code shows what it stands for, away from the border.

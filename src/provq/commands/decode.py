@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from provq.commands.pictures import place_in
+from provq.commands.pictures import Places
 from provq.errors import UserError
 from provq.files import write_whole
 from provq.modalities.image.pixels import to_png
 from provq.modalities.image.tokens import SUFFIX, decode_picture, read_tokens
+from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer, opened
 from provq.training.log import advancing
 
 
-@torch.no_grad()
 def decode(tokenizer: Tokenizer | str | Path, tokens: Sequence[str], *, out: str | Path) -> list[Path]:
     """Write one PNG picture a token file, in the tree of folders in which the token files lie.
 
@@ -32,6 +30,7 @@ def decode(tokenizer: Tokenizer | str | Path, tokens: Sequence[str], *, out: str
     tokenizer = opened(tokenizer)
     fingerprint = tokenizer.fingerprint
     files = _token_files(tokens)
+    places = Places(Path(out), ".png")
     written = []
     for path, key in advancing(files.items(), len(files), "decode"):
         made = read_tokens(path)
@@ -40,9 +39,10 @@ def decode(tokenizer: Tokenizer | str | Path, tokens: Sequence[str], *, out: str
                 f"{path} was made by the tokenizer {made.fingerprint}, and this is {fingerprint}; "
                 "decode it with the one that made it"
             )
-        target = place_in(Path(out), key.removesuffix(SUFFIX), ".png")
-        write_whole(target, to_png(decode_picture(tokenizer, made)))
-        written.append(target)
+        written.append(places.of(key.removesuffix(SUFFIX)))
+        with evaluating(tokenizer):
+            picture = decode_picture(tokenizer, made)
+        write_whole(written[-1], to_png(picture))
     return written
 
 
@@ -60,4 +60,8 @@ def _token_files(tokens: Sequence[str]) -> dict[Path, str]:
             files[path] = path.name
         else:
             raise UserError(f"{path} is not there; give token files, or the folder that `provq encode` wrote")
+    first_of: dict[str, Path] = {}
+    for file, key in files.items():
+        if first_of.setdefault(key, file) != file:
+            raise UserError(f"{first_of[key]} and {file} have one name, {key!r}; decode them in two calls")
     return files

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from provq.commands.pictures import Pictures, place_in
+from provq.commands.pictures import Pictures, Places
 from provq.modalities.image.tokens import SUFFIX, encode_picture, write_tokens
+from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer, opened
 from provq.training.log import advancing, show_skipped
 
 
-@torch.no_grad()
 def encode(tokenizer: Tokenizer | str | Path, inputs: Sequence[str], *, out: str | Path) -> list[Path]:
     """Write one token file a picture, in the tree of folders in which the pictures lie.
 
@@ -31,10 +29,12 @@ def encode(tokenizer: Tokenizer | str | Path, inputs: Sequence[str], *, out: str
     tokenizer = opened(tokenizer)
     fingerprint = tokenizer.fingerprint
     pictures = Pictures(inputs)
+    places = Places(Path(out), SUFFIX)
     written = []
     for key, picture in advancing(pictures, len(pictures), "encode"):
-        path = place_in(Path(out), key, SUFFIX)
-        write_tokens(path, encode_picture(tokenizer, picture, fingerprint))
-        written.append(path)
+        with evaluating(tokenizer):
+            tokens = encode_picture(tokenizer, picture, fingerprint)
+        written.append(places.of(key))
+        write_tokens(written[-1], tokens)
     show_skipped(pictures.skipped)
     return written

@@ -50,14 +50,30 @@ class Pictures:
             raise UserError(f"none of the {len(self)} pictures can be read; the first: {key}: {reason}")
 
 
-def place_in(out: Path, key: str, suffix: str) -> Path:
-    """The file under `out` for the item `key`, whose name may come from an archive and is not trusted.
+class Places:
+    """Where results go: one file under a folder for each name, none of which is trusted or used twice.
 
-    Raises:
-        UserError: The name would lead out of `out`.
+    Args:
+        out: The folder.
+        suffix: What the files end in; it is added to a name that does not.
     """
-    parts = PurePosixPath(key).parts
-    if not parts or ".." in parts or PurePosixPath(key).is_absolute() or "\0" in key or "\\" in key:
-        raise UserError(f"the name {key!r} leads out of the folder {out}; it is not written")
-    name = parts[-1] if parts[-1].lower().endswith(suffix) else parts[-1] + suffix
-    return out.joinpath(*parts[:-1], name)
+
+    def __init__(self, out: Path, suffix: str) -> None:
+        self.out = out
+        self.suffix = suffix
+        self._names: dict[Path, str] = {}
+
+    def of(self, key: str) -> Path:
+        """The file for the item `key`, whose name may come from an archive.
+
+        Raises:
+            UserError: The name would lead out of the folder, or the file is another item's.
+        """
+        parts = PurePosixPath(key).parts
+        if not parts or ".." in parts or PurePosixPath(key).is_absolute() or "\0" in key or "\\" in key:
+            raise UserError(f"the name {key!r} leads out of the folder {self.out}; it is not written")
+        name = parts[-1] if parts[-1].lower().endswith(self.suffix) else parts[-1] + self.suffix
+        path = self.out.joinpath(*parts[:-1], name)
+        if self._names.setdefault(path, key) != key:
+            raise UserError(f"{self._names[path]!r} and {key!r} would both become {path}; give them to two calls")
+        return path

@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from provq.commands.pictures import Pictures, place_in
+from provq.commands.pictures import Pictures, Places
 from provq.errors import UserError
 from provq.files import write_whole
 from provq.modalities.image.pixels import contact_sheet, to_png
 from provq.modalities.image.tokens import decode_picture, encode_picture
+from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer, opened
 from provq.training.log import advancing, show_skipped
 
 _MOST_ON_A_SHEET = 64
 
 
-@torch.no_grad()
 def reconstruct(tokenizer: Tokenizer | str | Path, inputs: Sequence[str], *, out: str | Path) -> list[Path]:
     """Write what comes back of pictures when they pass through tokens.
 
@@ -41,13 +39,15 @@ def reconstruct(tokenizer: Tokenizer | str | Path, inputs: Sequence[str], *, out
             f"{len(pictures)} pictures are too many for one sheet, {_MOST_ON_A_SHEET} fit; "
             f"give a folder, such as --out {out.with_suffix('')}, or fewer pictures"
         )
+    places = Places(out, ".png")
     rows, written = [], []
     for key, picture in advancing(pictures, len(pictures), "reconstruct"):
-        made = decode_picture(tokenizer, encode_picture(tokenizer, picture, fingerprint=""))
+        with evaluating(tokenizer):
+            made = decode_picture(tokenizer, encode_picture(tokenizer, picture, fingerprint=""))
         if on_sheet:
             rows.append([picture, made])
         else:
-            written.append(place_in(out, key, ".png"))
+            written.append(places.of(key))
             write_whole(written[-1], to_png(made))
     if on_sheet:
         write_whole(out, to_png(contact_sheet(rows)))

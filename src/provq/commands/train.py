@@ -1,5 +1,6 @@
 """Train a tokenizer from a recipe."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,8 @@ from provq.files import write_whole
 from provq.recipe import Recipe, build_parts, load
 from provq.tokenizer import Tokenizer
 from provq.training.checkpoint import newest_step
-from provq.training.log import Log, show_skipped, shown
-from provq.training.loop import fit
+from provq.training.log import Log, read_log, show_skipped, shown
+from provq.training.loop import Training, fit
 
 # What may differ between a run and its continuation: none of these changes a number.
 _FREE = frozenset({"workers", "log_every", "checkpoint_every", "keep_checkpoints"})
@@ -41,11 +42,10 @@ def train(
         UserError: The data cannot be read, or training diverged.
     """
     out = Path(out)
-    recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
+    recipe = load(recipe, overrides)
     parts = build_parts(recipe)
     training = parts.training
-    fabric = Fabric(devices=training.devices, precision=training.precision)
-    fabric.launch()
+    fabric = _fabric(training)
     first_step = newest_step(out) or 0
     if fabric.is_global_zero:
         _claim(out, recipe, resume, first_step)
@@ -66,16 +66,26 @@ def train(
         for _ in records:
             pass
         return parts.tokenizer.eval()
-    skipped: dict[str, str] = {}
     with (
         Log(out, first_step) as log,
         shown(records, steps=training.steps, first_step=first_step, title=out.name) as visible,
     ):
         for record in visible:
-            skipped |= record.get("skipped", {})
             log.write(record)
-    show_skipped(skipped)
+    # The log also knows what earlier tries of this run skipped.
+    show_skipped({key: reason for record in read_log(out) for key, reason in record.get("skipped", {}).items()})
     return parts.tokenizer.eval()
+
+
+def _fabric(training: Training) -> Fabric:
+    """Devices and precision; started by torchrun, the processes that it started."""
+    devices, nodes = training.devices, 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    fabric = Fabric(devices=devices, num_nodes=nodes, precision=training.precision)
+    fabric.launch()
+    return fabric
 
 
 def _claim(out: Path, recipe: Recipe, resume: str, first_step: int) -> None:

@@ -3,15 +3,17 @@
 Without it an annealed codebook stays where an untrained encoder put it, and the gain is lost (docs/method.md).
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from provq.ops.collectives import sum_over_ranks
+from provq.ops.modes import evaluating
 from provq.quantizers.base import Quantizer
 
 
@@ -25,7 +27,9 @@ class HandOver(NamedTuple):
 
 
 def hand_over(model: nn.Module, run: Callable[[], object], optimizers: tuple[Optimizer, ...] = ()) -> list[HandOver]:
-    """Found every quantizer of a model on fresh latents, and let optimizers forget the old codebooks.
+    """Found every learned codebook of a model on fresh latents, and let optimizers forget the old ones.
+
+    A quantizer without one, such as a fixed grid, is left out; where all are, `run` is not called.
 
     Args:
         model: The model; it is run in evaluation mode, without gradients, and left in the mode it was in.
@@ -35,9 +39,13 @@ def hand_over(model: nn.Module, run: Callable[[], object], optimizers: tuple[Opt
     Raises:
         UserError: A quantizer received fewer latents over all ranks than it has codes.
     """
-    quantizers = {name: part for name, part in model.named_modules() if isinstance(part, Quantizer)}
+    quantizers = {
+        name: part for name, part in model.named_modules() if isinstance(part, Quantizer) and part.codes_to_found
+    }
+    if not quantizers:
+        return []
     seen: dict[str, list[Tensor]] = {name: [] for name in quantizers}
-    with _watching(quantizers, seen), _evaluating(model):
+    with _watching(quantizers, seen), evaluating(model):
         run()
     records = []
     for name, quantizer in quantizers.items():
@@ -59,11 +67,10 @@ def relative_error(quantizer: Quantizer, latents: Tensor) -> float:
     """E||u - q||^2 / tr Cov(u) over the latents `u` of all ranks; NaN where they do not vary or nothing quantizes."""
     if not quantizer.codebook_sizes:
         return float("nan")
-    errors = (latents - quantizer.lookup(quantizer.assign(latents))).square().sum()
-    moments = torch.cat(
-        [latents.sum(0), latents.square().sum()[None], errors[None], latents.new_tensor([len(latents)])]
-    )
-    *sums, squares, error, number = sum_over_ranks(moments.double()).tolist()
+    exact = latents.double()
+    errors = (exact - quantizer.lookup(quantizer.assign(latents)).double()).square().sum()
+    moments = torch.cat([exact.sum(0), exact.square().sum()[None], errors[None], exact.new_tensor([len(exact)])])
+    *sums, squares, error, number = sum_over_ranks(moments).tolist()
     if number == 0:
         return float("nan")
     variance = squares / number - sum((value / number) ** 2 for value in sums)
@@ -72,28 +79,21 @@ def relative_error(quantizer: Quantizer, latents: Tensor) -> float:
 
 @contextmanager
 def _watching(quantizers: dict[str, Quantizer], seen: dict[str, list[Tensor]]) -> Iterator[None]:
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(quantizer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            relaxed = quantizers[name].relax(inputs[0].detach().float())
+    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(quantizer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            given = inspect.signature(Quantizer.forward).bind(quantizer, *inputs, **named).arguments
+            z, mask = given["z"], given.get("mask")
+            kept = z.detach() if mask is None else z.detach()[mask]
+            relaxed = quantizers[name].relax(kept.float())
             seen[name].append(relaxed.reshape(-1, relaxed.shape[-1]))
 
         return hook
 
-    handles = [quantizer.register_forward_pre_hook(keep(name)) for name, quantizer in quantizers.items()]
+    handles = [
+        quantizer.register_forward_pre_hook(keep(name), with_kwargs=True) for name, quantizer in quantizers.items()
+    ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

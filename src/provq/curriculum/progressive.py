@@ -22,6 +22,7 @@ class Progressive(nn.Module):
     Args:
         module: A quantizer whose forward takes the latents first and returns a tensor, tuple, named tuple or
             mapping.
+        output: Which output is the quantized one, by its place or name, where more than one has the input's shape.
         relax: The continuous image of the latents where that is not the latents themselves, such as a
             normalisation onto the unit sphere for codes that live there.
 
@@ -31,7 +32,12 @@ class Progressive(nn.Module):
 
     hardness: Tensor
 
-    def __init__(self, module: nn.Module, relax: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        output: int | str | None = None,
+        relax: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         for name, part in module.named_modules():
             if isinstance(part, Quantizer | Progressive):
@@ -40,6 +46,7 @@ class Progressive(nn.Module):
                     "use it without the wrapper"
                 )
         self.module = module
+        self.output = output
         self.relax = relax
         self.register_buffer("hardness", torch.ones(()), persistent=False)
 
@@ -53,30 +60,35 @@ class Progressive(nn.Module):
         if not self.training:
             return outputs
         relaxed = z if self.relax is None else self.relax(z)
-        return _with_blend(outputs, relaxed, self.hardness, owner=type(self.module).__name__)
+        return _with_blend(outputs, relaxed, self.hardness, self.output, owner=type(self.module).__name__)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Progressive":
         return keeping_float32(self, fn, super()._apply, ("hardness",))
 
 
-def _with_blend(outputs: Any, z: Tensor, hardness: Tensor, *, owner: str) -> Any:
+def _with_blend(outputs: Any, z: Tensor, hardness: Tensor, chosen: int | str | None, *, owner: str) -> Any:
     if isinstance(outputs, Tensor):
         places: dict[Any, Any] = {None: outputs}
     elif isinstance(outputs, Mapping):
         places = dict(outputs)
     elif isinstance(outputs, tuple | list):
         places = dict(enumerate(outputs))
+        if isinstance(chosen, str) and chosen in getattr(outputs, "_fields", ()):
+            chosen = outputs._fields.index(chosen)  # type: ignore[union-attr]  # a named tuple
     else:
         raise UserError(f"Progressive: {owner} returns a {type(outputs).__name__}; expected a tensor, tuple or mapping")
     fitting = [
         place
         for place, value in places.items()
-        if isinstance(value, Tensor) and value.shape == z.shape and value.is_floating_point()
+        if isinstance(value, Tensor)
+        and value.shape == z.shape
+        and value.is_floating_point()
+        and chosen in (None, place)
     ]
     if len(fitting) != 1:
         raise UserError(
             f"Progressive: expected exactly one output of {owner} with the input's shape {tuple(z.shape)}, "
-            f"found {len(fitting)}"
+            f"found {len(fitting)}; name it by output="
         )
     place = fitting[0]
     quantized = places[place]

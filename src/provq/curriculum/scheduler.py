@@ -22,7 +22,8 @@ class HardnessScheduler:
         schedule: Hardness as a function of progress.
         total_steps: Optimizer steps of the whole run.
         fresh: Passes fresh data of this rank through the model, for the hand-over; called in evaluation mode. Without
-            it the hand-over is left to the next training batch, on whose latents each quantizer founds itself.
+            it the hand-over is left to the next training batch, on whose latents each quantizer founds itself: that
+            batch must hold at least as many tokens as there are codes, and `hand_overs` stays empty.
         optimizers: Those whose moments of the codebooks are dropped at the hand-over.
         hand_over: Whether codebooks are founded anew when hardness leaves 0.
 
@@ -127,6 +128,6 @@ class HardnessScheduler:
         hand_over_lies_ahead = self.hand_over and self.last_hardness == 0 and self.schedule(1.0) > 0
         for part in self._moved:
             part.hardness.fill_(self.last_hardness)
-            if hand_over_lies_ahead and isinstance(part, Quantizer):
-                # What a codebook learns now is thrown away at the hand-over; its loss would only be in the way.
-                part.rest()
+            if isinstance(part, Quantizer):
+                # What a codebook learns before its hand-over is thrown away; its loss would only be in the way.
+                part.rest(hand_over_lies_ahead)

@@ -113,11 +113,14 @@ class _Moments:
 
     def __init__(self, dim: int) -> None:
         self.number = 0
+        self.origin: Tensor | None = None  # near the mean, so that covariances lose no digits
         self.total = torch.zeros(dim, dtype=torch.float64)
         self.products = torch.zeros(dim, dim, dtype=torch.float64)
 
     def update(self, vectors: Float[Tensor, "n dim"]) -> None:
-        exact = vectors.double()
+        if self.origin is None and len(vectors):
+            self.origin = vectors[0].double()
+        exact = vectors.double() - (0 if self.origin is None else self.origin)
         self.number += len(exact)
         self.total += exact.sum(0)
         self.products += exact.T @ exact

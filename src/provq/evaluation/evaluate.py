@@ -2,8 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from provq.data import Batch
 from provq.evaluation.codebook import CodebookStatistics
+from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer
 
 
@@ -82,18 +82,6 @@ def probe(tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float) -> di
                 output = tokenizer.decoder(torch.lerp(u, q, weight))
                 errors[name] += float((output - items).square().double().sum())
     return {name: error / max(1, values) for name, error in errors.items()} | statistics.compute()
-
-
-@contextmanager
-def evaluating(tokenizer: Tokenizer) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the tokenizer is in the mode it was in."""
-    was_training = tokenizer.training
-    tokenizer.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        tokenizer.train(was_training)
 
 
 def _through_bottleneck(

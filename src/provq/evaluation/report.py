@@ -139,6 +139,21 @@ class Chart:
     spoken: str
 
 
+def require_extra() -> None:
+    """See to it that the page can be drawn.
+
+    Raises:
+        UserError: If jinja2 or matplotlib is not installed.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"the report page needs jinja2 and matplotlib ({error}): pip install 'provq[report]'"
+        ) from error
+
+
 def write_report(
     path: Path,
     *,
@@ -167,13 +182,9 @@ def write_report(
     Raises:
         UserError: If no arm is called `baseline`, or jinja2 or matplotlib is not installed.
     """
-    try:
-        import matplotlib.figure  # noqa: F401
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise UserError(
-            f"the report page needs jinja2 and matplotlib ({error}): pip install 'provq[report]'"
-        ) from error
+    require_extra()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     reference = _named(arms, baseline)
     colours = _colours(arms)
     template = Environment(

@@ -2,6 +2,9 @@
 
 from abc import ABC, abstractmethod
 
+from jaxtyping import Float
+from torch import Tensor
+
 from provq.data import Items
 from provq.evaluation.evaluate import Measure
 
@@ -20,6 +23,10 @@ class Modality(ABC):
     @abstractmethod
     def items_of(self, data: str) -> Items:
         """Other data, in the form of the held-out items."""
+
+    @abstractmethod
+    def blank_item(self) -> Float[Tensor, "1 ..."]:
+        """A batch of one item of the shape that all items have, or may have."""
 
     @abstractmethod
     def measures(self) -> list[Measure]:

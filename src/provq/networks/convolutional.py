@@ -122,13 +122,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        groups = next(groups for groups in (8, 4, 2, 1) if width % groups == 0)
+        groups = next((groups for groups in (8, 4, 2) if width % (2 * groups) == 0), 1)
         self.first_norm = nn.GroupNorm(groups, width)
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second_norm = nn.GroupNorm(groups, width)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         # The block begins as the identity, so that depth does not slow the start.
-        nn.init.zeros_(self.second.weight)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, values: Float[Tensor, "b width rows columns"]) -> Float[Tensor, "b width rows columns"]:
         """The values and what the block adds to them."""

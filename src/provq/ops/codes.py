@@ -41,13 +41,17 @@ def random_rows(
 
 @torch.library.custom_op("provq::nearest_code", mutates_args=())
 def _nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
+    # Far from the origin the norms would drown the differences, and only differences matter.
+    centre = codebook.mean(0)
+    vectors, codebook = vectors - centre, codebook - centre
     half_norms = codebook.square().sum(1) / 2
     block = max(1, _BLOCK // max(1, len(codebook)))
-    nearest = [
-        torch.addmm(half_norms, part, codebook.T, alpha=-1).argmin(1)
-        for part in torch.split(vectors, block)
-        if len(part)
-    ]
+    with torch.autocast(vectors.device.type, enabled=False):
+        nearest = [
+            torch.addmm(half_norms, part, codebook.T, alpha=-1).argmin(1)
+            for part in torch.split(vectors, block)
+            if len(part)
+        ]
     return torch.cat(nearest) if nearest else torch.empty(0, dtype=torch.int64, device=vectors.device)
 
 

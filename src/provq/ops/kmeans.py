@@ -32,7 +32,7 @@ def kmeans(
         spherical: Whether centres are brought back to the unit sphere after each move.
 
     Raises:
-        UserError: There are fewer points than centres.
+        UserError: There are fewer points than centres, but not none; of none, centres and counts are zero.
     """
     table, counts = _kmeans(points, keep, centres, iterations, seed, spherical)
     return table, counts
@@ -43,6 +43,8 @@ def _kmeans(
     points: Tensor, keep: Tensor, centres: int, iterations: int, seed: int, spherical: bool
 ) -> tuple[Tensor, Tensor]:
     everything = rows_of_all_ranks(points[keep])
+    if len(everything) == 0:
+        return points.new_zeros(centres, points.shape[1]), points.new_zeros(centres)
     if len(everything) < centres:
         raise UserError(
             f"k-means needs at least as many vectors as codes: codebook_size={centres}, vectors={len(everything)}; "

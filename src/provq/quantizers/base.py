@@ -88,8 +88,13 @@ class Quantizer(nn.Module, ABC):
         All ranks must call it together.
         """
 
-    def rest(self) -> None:
-        """Hook: learn nothing until `found` or `found_on_next_batch`, which lies ahead. Nothing by default."""
+    @property
+    def codes_to_found(self) -> int:
+        """Hook: how many codes `found` settles; a hand-over passes over a quantizer where it is 0, the default."""
+        return 0
+
+    def rest(self, resting: bool) -> None:
+        """Hook: learn nothing as long as `resting`, since a hand-over lies ahead. Nothing by default."""
 
     def found_on_next_batch(self) -> None:
         """Hook: do what `found` does, with the latents of the next training batch. Nothing by default."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import embedding, normalize
 
+from provq.errors import UserError
 from provq.ops import estimators
 from provq.ops.codes import nearest_code, random_rows, sums_of_codes
 from provq.ops.kmeans import kmeans
@@ -137,7 +138,7 @@ class VectorQuantizer(Quantizer):
 
     def begin(self, u: Float[Tensor, "*batch dim"], keep: Bool[Tensor, "*batch"]) -> None:
         """Start the codebook by k-means on the first training batch that has any token."""
-        if self.awaits_latents and u.numel() > 0:
+        if self.awaits_latents:
             self._settle(u.reshape(-1, self.dim), keep.flatten())
 
     @torch.no_grad()
@@ -170,17 +171,24 @@ class VectorQuantizer(Quantizer):
         Raises:
             UserError: There are fewer latents over all ranks than codes.
         """
+        self.found_on_next_batch()
         self._settle(latents.float(), torch.ones(len(latents), dtype=torch.bool, device=latents.device))
+        if not self._is_founded:
+            raise UserError("VectorQuantizer: found needs latents, and got none on any rank")
 
-    def rest(self) -> None:
-        """Leave the codebook as it is, whatever latents pass."""
-        self._is_resting = True
+    @property
+    def codes_to_found(self) -> int:
+        """All of them."""
+        return self.codebook_size
+
+    def rest(self, resting: bool) -> None:
+        """Leave the codebook as it is, whatever latents pass, or take up learning again."""
+        self._is_resting = resting
 
     def found_on_next_batch(self) -> None:
         """Forget that the codebook was settled; the next training batch settles it anew."""
         self.founded.fill_(False)
         self._is_founded = False
-        self._is_resting = False
 
     @property
     def awaits_latents(self) -> bool:
@@ -203,6 +211,9 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def _settle(self, vectors: Float[Tensor, "n dim"], keep: Bool[Tensor, " n"]) -> None:
         centres, counts = kmeans(vectors, keep, self.codebook_size, spherical=self.distance == "cosine")
+        # Without a token on any rank there is nothing to settle on yet; a compiler is not stopped for that case.
+        if not torch.compiler.is_compiling() and not counts.any():
+            return
         self.codebook.copy_(centres)
         self.usage.fill_(1 / self.codebook_size)
         if self.update == "ema":
@@ -210,7 +221,6 @@ class VectorQuantizer(Quantizer):
             self.ema_sums.copy_(centres * counts[:, None])
         self.founded.fill_(True)
         self._is_founded = True
-        self._is_resting = False
 
     def _revive(self, vectors: Float[Tensor, "n dim"], keep: Bool[Tensor, " n"]) -> None:
         rows, available = random_rows(vectors, keep, self.codebook_size)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from provq.data import Batch
+from provq.files import to_json, write_whole
 
 Record = dict[str, Any]
 Thing = TypeVar("Thing")
@@ -30,8 +31,7 @@ class Log:
 
         self._path = out / "log.jsonl"
         kept = [record for record in read_log(out) if record["step"] <= first_step] if first_step else []
-        with open(self._path, "w") as file:
-            file.writelines(_line(record) for record in kept)
+        write_whole(self._path, "".join(to_json(record, indent=None) for record in kept).encode())
         # Seconds go on where the earlier tries of this run stopped.
         self._started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
         self._file = open(self._path, "a", buffering=1)  # noqa: SIM115  it stays open as long as the log
@@ -40,7 +40,7 @@ class Log:
     def write(self, record: Record) -> None:
         """Add one record, with the seconds that the run has taken so far."""
         record = {**record, "seconds": round(time.monotonic() - self._started, 3)}
-        self._file.write(_line(record))
+        self._file.write(to_json(record, indent=None))
         for name, value in record.items():
             if isinstance(value, int | float) and name != "step" and math.isfinite(value):
                 self._board.add_scalar(f"{record['event']}/{name}", value, record["step"])
@@ -159,8 +159,3 @@ def _hand_over_line(record: Record) -> str:
         f"step {record['step']}: {record['quantizer']} founded on {record['latents']} latents, relative error "
         f"{record['relative_error_before']:.3f} -> {record['relative_error_after']:.3f}"
     )
-
-
-def _line(record: Record) -> str:
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(finite) + "\n"

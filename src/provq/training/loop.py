@@ -29,6 +29,7 @@ from provq.training.optimizer import make_optimizer
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Record = dict[str, Any]
 
@@ -50,11 +51,11 @@ class Training:
         betas: Decay of AdamW's moments.
         weight_decay: AdamW's, for the networks.
         clip: Largest norm of the gradient; 0 clips nothing.
-        average_decay: Decay of the moving average of weights that is saved and evaluated; 0 keeps none.
+        average_decay: Decay of the moving average of the networks' weights that is saved and evaluated; 0 keeps none.
         revive_until: Share of the steps after which no dead code is moved any more.
         hand_over: Whether codebooks are founded anew when hardness leaves 0.
         latents_per_code: How many fresh latents a codebook is founded on, times its number of codes.
-        precision: "32-true", or mixed precision of the networks; quantizers work in float32 under each.
+        precision: "32-true", or mixed precision of the networks; quantizers work in float32 under both.
         devices: How many devices on this machine.
         workers: Reading processes a rank; 0 reads in the training process.
         seed: Fixes weights, order and augmentation.
@@ -79,14 +80,14 @@ class Training:
         codebook_learning_rate: Rate | None = None,
         warmup: Share = 0.05,
         final_learning_rate: Share = 0.05,
-        betas: tuple[Share, Share] = (0.9, 0.99),
+        betas: tuple[Decay, Decay] = (0.9, 0.99),
         weight_decay: Annotated[float, Field(ge=0)] = 0.0,
         clip: Annotated[float, Field(ge=0)] = 1.0,
         average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         revive_until: Share = 0.85,
         hand_over: bool = True,
         latents_per_code: Positive = 10,
-        precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true",
+        precision: Literal["32-true", "bf16-mixed"] = "32-true",
         devices: Positive = 1,
         workers: Annotated[int, Field(ge=0)] = 0,
         seed: Annotated[int, Field(ge=0)] = 0,
@@ -177,11 +178,13 @@ def fit(
         torch.manual_seed(training.seed)
         if tokenizer.quantizer.awaits_latents:
             yield from _hand_over_records(0, hand_over(tokenizer, fresh))
-            _renew_average(average, tokenizer)
+            _follow_quantizer(average, tokenizer)
 
     window = _Window()
     model.train()
-    for step, batch in enumerate(_batches(items, training, fabric, first), start=first + 1):
+    for step, batch in enumerate(
+        _batches(items, training, fabric, first, training.steps, training.seed), start=first + 1
+    ):
         if step > training.revive_until * training.steps:
             tokenizer.quantizer.steady()
         micro_batches = fabric.to_device(batch.values).chunk(training.accumulate)
@@ -193,17 +196,17 @@ def fit(
                 fabric.backward(loss * (len(values) / len(batch.values)))
             window.add(loss, terms, made.indices, batch)
         if training.clip:
-            fabric.clip_gradients(model, fabric_optimizer, max_norm=training.clip)
+            # What is not finite is told below, in a sentence.
+            fabric.clip_gradients(model, fabric_optimizer, max_norm=training.clip, error_if_nonfinite=False)
         fabric_optimizer.step()
         fabric_optimizer.zero_grad()
         rates.step()
-        if average is not None:
-            average.update_parameters(tokenizer)
+        _follow(average, tokenizer)
         continuous_until_now = not scheduler.hand_overs
         scheduler.step()
         if continuous_until_now and scheduler.hand_overs:
             yield from _hand_over_records(step, scheduler.hand_overs)
-            _renew_average(average, tokenizer)
+            _follow_quantizer(average, tokenizer)
 
         last = step == training.steps
         evaluated = _evaluated(tokenizer, average)
@@ -216,11 +219,15 @@ def fit(
                 **window.numbers(step, tokenizer.codebook_sizes),
             }
             window = _Window()
-        if held_out is not None and training.probe_every and (step % training.probe_every == 0 or last):
+        looks = held_out is not None and training.probe_every > 0 and (step % training.probe_every == 0 or last)
+        saves = step % training.checkpoint_every == 0 or last
+        if (looks or saves) and not all(parameter.isfinite().all() for parameter in tokenizer.parameters()):
+            raise _divergence(f"a weight is not finite after step {step}")
+        if looks and held_out is not None:
             looked_at = _first_batches(held_out, training.probe_items, training.batch_size)
             numbers = probe(evaluated, looked_at, scheduler.last_hardness)
             yield {"step": step, "event": "probe", "hardness": scheduler.last_hardness, **numbers}
-        if step % training.checkpoint_every == 0 or last:
+        if saves:
             if fabric.is_global_zero:
                 save_checkpoint(out, step, evaluated, _saved(parts), keep=training.keep_checkpoints)
             fabric.barrier()
@@ -238,10 +245,11 @@ class _FreshLatents:
         self.fabric = fabric
 
     def __call__(self) -> None:
-        wanted = self.training.latents_per_code * max(self.tokenizer.codebook_sizes, default=1)
+        wanted = self.training.latents_per_code * self.tokenizer.quantizer.codes_to_found
         seen = 0
-        # Another order than training has: what was just learnt is no better known than the rest.
-        for batch in _batches(self.items, self.training, self.fabric, 0, seed=self.training.seed + 1):
+        # The batches that would come after the last step: no step has seen or will see these very views.
+        first = self.training.steps
+        for batch in _batches(self.items, self.training, self.fabric, first, first + wanted, self.training.seed):
             with self.fabric.autocast():
                 latents = self.tokenizer.encoder(self.fabric.to_device(batch.values))
             self.tokenizer.quantizer(latents)
@@ -269,10 +277,7 @@ class _Window:
     def numbers(self, step: int, codebook_sizes: tuple[int, ...]) -> Record:
         loss = _mean_over_ranks(self.losses)
         if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {step}; the last checkpoint is untouched: "
-                "lower training.learning_rate, or set training.clip, and resume"
-            )
+            raise _divergence(f"the loss is {loss} at step {step}")
         numbers: Record = {"loss": loss}
         numbers |= {f"loss_{name}": _mean_over_ranks(terms) for name, terms in self.terms.items()}
         if len(codebook_sizes) == 1 and codebook_sizes[0] <= _MOST_CODES_TO_COUNT:
@@ -284,17 +289,23 @@ class _Window:
         return numbers
 
 
+def _divergence(what: str) -> UserError:
+    return UserError(
+        f"{what}; the last checkpoint is untouched: lower training.learning_rate, or set training.clip, and start anew"
+    )
+
+
 def _mean_over_ranks(values: list[Tensor]) -> float:
     return float(sum_over_ranks(torch.stack(values).mean())) / ranks()
 
 
-def _batches(items: Items, training: Training, fabric: Fabric, first: int, seed: int | None = None) -> Iterator[Batch]:
+def _batches(items: Items, training: Training, fabric: Fabric, first: int, steps: int, seed: int) -> Iterator[Batch]:
     return training_batches(
         items,
         batch_size=training.batch_size,
-        seed=training.seed if seed is None else seed,
+        seed=seed,
         first_step=first,
-        steps=training.steps,
+        steps=steps,
         rank=fabric.global_rank,
         ranks=fabric.world_size,
         workers=training.workers,
@@ -324,8 +335,14 @@ def _evaluated(tokenizer: Tokenizer, average: AveragedModel | None) -> Tokenizer
     return tokenizer if average is None else cast(Tokenizer, average.module)
 
 
-def _renew_average(average: AveragedModel | None, tokenizer: Tokenizer) -> None:
-    """A codebook that was just founded has nothing in common with the average of the old ones."""
+def _follow(average: AveragedModel | None, tokenizer: Tokenizer) -> None:
+    if average is not None:
+        average.update_parameters(tokenizer)
+        _follow_quantizer(average, tokenizer)
+
+
+def _follow_quantizer(average: AveragedModel | None, tokenizer: Tokenizer) -> None:
+    """Networks are averaged, codes are not: a code that was moved has nothing in common with where it was."""
     if average is not None:
         _evaluated(tokenizer, average).quantizer.load_state_dict(tokenizer.quantizer.state_dict())
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
+from provq.errors import UsageError
 from provq.spec import checked
 from provq.tokenizer import Reconstruction
 
@@ -23,11 +24,13 @@ class Objective:
         quantizer: Weight of the quantizer's own loss.
 
     Raises:
-        UsageError: A weight is negative.
+        UsageError: A weight is negative, or both l2 and l1 are 0.
     """
 
     @checked
     def __init__(self, l2: Weight = 1.0, l1: Weight = 0.0, quantizer: Weight = 1.0) -> None:
+        if not (l2 or l1):
+            raise UsageError("Objective: l2 or l1 must be above 0, or nothing asks for a likeness")
         self.l2 = l2
         self.l1 = l1
         self.quantizer = quantizer

@@ -2,7 +2,10 @@
 
 from typing import Annotated, Literal, final
 
+import torch
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
 from provq.data import Items
 from provq.evaluation.evaluate import Measure
@@ -59,6 +62,10 @@ class Images(Modality):
     def items_of(self, data: str) -> Items:
         """Central squares of other pictures; embedded data give the part they hold out."""
         return CentralViews(open_source(data, split="val", size=self.size), size=self.size, resize=self.resize)
+
+    def blank_item(self) -> Float[Tensor, "1 3 size size"]:
+        """A grey square."""
+        return torch.zeros(1, 3, self.size, self.size)
 
     def measures(self) -> list[Measure]:
         """PSNR and SSIM."""

@@ -42,6 +42,7 @@ def encode_picture(tokenizer: Tokenizer, picture: Image.Image, fingerprint: str)
         UserError: The tokenizer makes no tokens.
     """
     values = _padded(to_tensor(picture)[None], tokenizer.encoder.reduction)
+    values = values.to(tokenizer.quantizer.hardness.device)
     return PictureTokens(tokenizer.encode(values), picture.height, picture.width, fingerprint)
 
 
@@ -51,7 +52,10 @@ def decode_picture(tokenizer: Tokenizer, tokens: PictureTokens) -> Image.Image:
     Raises:
         UserError: An index is not that of a code, or the tokens are too few for the size.
     """
-    values = tokenizer.decode(tokens.indices)[0]
+    columns = 2 if len(tokenizer.codebook_sizes) == 1 else 3
+    if tokens.indices.ndim != 1 + columns:
+        raise UserError(f"tokens of shape {tuple(tokens.indices.shape[1:])} are not a grid of this tokenizer's")
+    values = tokenizer.decode(tokens.indices.to(tokenizer.quantizer.hardness.device))[0]
     if values.shape[-2] < tokens.height or values.shape[-1] < tokens.width:
         raise UserError(
             f"tokens of shape {tuple(tokens.indices.shape[1:])} make {values.shape[-1]}x{values.shape[-2]} pixels, "
@@ -63,7 +67,7 @@ def decode_picture(tokenizer: Tokenizer, tokens: PictureTokens) -> Image.Image:
 def write_tokens(path: Path, tokens: PictureTokens) -> None:
     """Write a token file, whole or not at all."""
     size = {"height": str(tokens.height), "width": str(tokens.width)}
-    content = save({"indices": tokens.indices[0].contiguous()}, {**size, "fingerprint": tokens.fingerprint})
+    content = save({"indices": tokens.indices[0].cpu().contiguous()}, {**size, "fingerprint": tokens.fingerprint})
     write_whole(path, content)
 
 
@@ -81,7 +85,7 @@ def read_tokens(path: Path) -> PictureTokens:
         fingerprint = metadata["fingerprint"]
     except Exception as error:  # safetensors raises its own type, which derives from Exception alone
         raise UserError(f"{path}: not a token file: {error}; `provq encode` writes them") from error
-    if indices.dtype != torch.int64 or indices.ndim < 2 or min(height, width) < 1:
+    if indices.dtype != torch.int64 or indices.ndim not in (2, 3) or 0 in (*indices.shape, height, width):
         raise UserError(
             f"{path}: not a token file: its indices have type {indices.dtype} and shape {tuple(indices.shape)}"
         )
