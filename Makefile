@@ -26,7 +26,7 @@ lint: .venv/with-dev  ## Check style, types and who imports whom
 bench: .venv/with-dev  ## Time a training step of each quantizer
 	$(BIN)/python benchmarks/training_step.py
 
-docs: .venv/with-dev  ## Check that every page is linked, and every link and number in it leads somewhere
+docs: .venv/with-dev  ## Check the pages: links lead somewhere, examples run, commands exist
 	$(BIN)/python -m pytest tests/test_documents.py
 
 clean:  ## Remove the environment and every cache
