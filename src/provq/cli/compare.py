@@ -8,7 +8,7 @@ import typer
 
 from provq.cli.arguments import Json, OutFolder, Overrides, RecipeName, write_json
 
-COLUMNS = ("psnr", "ssim", "usage", "perplexity", "relative_error", "effective_dim", "continuity_gap", "seconds")
+COLUMNS = ("psnr", "ssim", "usage", "perplexity", "effective_dim", "seconds")
 
 
 def compare(
