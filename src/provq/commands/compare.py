@@ -146,12 +146,14 @@ def _write_page(
         report = ArmReport(name, header_of_arm(arm), evaluations, curves, reconstructions, _codebook_picture(tokenizer))
         reports.append(report)
     training = recipe.tables["training"]
+    seeds = len(rows) // len(arms)
     write_report(
         html,
         title=f"provq compare {recipe.name}",
         summary=(
             f"Every arm has the same network, data, order and budget: {training['steps']} steps of "
-            f"{training.get('batch_size', 32)} pictures, {len(rows) // len(arms)} seed(s). Hard codes, held-out data."
+            f"{training.get('batch_size', 32)} pictures, {seeds} {'seeds' if seeds > 1 else 'seed'}. "
+            "Hard codes, held-out data."
         ),
         originals=originals,
         arms=reports,
