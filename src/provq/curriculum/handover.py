@@ -56,10 +56,15 @@ def hand_over(model: nn.Module, run: Callable[[], object], optimizers: tuple[Opt
         after = relative_error(quantizer, latents)
         number = int(sum_over_ranks(torch.tensor(len(latents), device=latents.device)))
         records.append(HandOver(name, number, before, after))
-        for parameter in quantizer.parameters():
-            for optimizer in optimizers:
-                optimizer.state.pop(parameter, None)
+        drop_moments(quantizer, optimizers)
     return records
+
+
+def drop_moments(quantizer: Quantizer, optimizers: tuple[Optimizer, ...]) -> None:
+    """Let optimizers forget the moments of a quantizer's parameters, which belong to its old codebook."""
+    for parameter in quantizer.parameters():
+        for optimizer in optimizers:
+            optimizer.state.pop(parameter, None)
 
 
 @torch.no_grad()

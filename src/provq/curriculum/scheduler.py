@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from provq.curriculum.handover import HandOver, hand_over
+from provq.curriculum.handover import HandOver, drop_moments, hand_over
 from provq.curriculum.progressive import Progressive
 from provq.curriculum.schedules import KINDS, Phase, Schedule
 from provq.errors import UsageError, UserError
@@ -120,9 +120,7 @@ class HardnessScheduler:
             if not isinstance(part, Quantizer):
                 continue  # a third-party codebook is its owner's
             part.found_on_next_batch()
-            for parameter in part.parameters():
-                for optimizer in self.optimizers:
-                    optimizer.state.pop(parameter, None)
+            drop_moments(part, self.optimizers)
 
     def _write(self) -> None:
         hand_over_lies_ahead = self.hand_over and self.last_hardness == 0 and self.schedule(1.0) > 0

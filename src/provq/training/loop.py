@@ -24,6 +24,7 @@ from provq.ops.collectives import ranks, sum_over_ranks
 from provq.spec import checked
 from provq.tokenizer import Tokenizer
 from provq.training.checkpoint import load_state, newest_step, save_checkpoint
+from provq.training.log import Record
 from provq.training.objective import Objective
 from provq.training.optimizer import make_optimizer
 
@@ -31,8 +32,6 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
-Record = dict[str, Any]
-
 _MOST_CODES_TO_COUNT = 1 << 24
 
 
