@@ -4,7 +4,7 @@ Whether a process group exists is asked at every call: a module may be built bef
 """
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, distributed
 
 
@@ -20,6 +20,28 @@ def sum_over_ranks(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]
     total = values.clone()
     distributed.all_reduce(total)
     return total
+
+
+def mean_over_ranks(mean: Float[Tensor, " n"], number: Int[Tensor, ""]) -> Float[Tensor, " n"]:
+    """The mean over the tokens of all ranks, of which this rank has `number`; its gradient is that of this rank's mean.
+
+    So gradients that are averaged over ranks afterwards are those of one process with all tokens.
+    """
+    everywhere: Tensor = _mean_over_ranks(mean.detach(), number)
+    return mean + (everywhere - mean).detach()
+
+
+@torch.library.custom_op("provq::mean_over_ranks", mutates_args=())
+def _mean_over_ranks(mean: Tensor, number: Tensor) -> Tensor:
+    if ranks() == 1:
+        return mean.clone()
+    total = sum_over_ranks(torch.cat([mean * number, number[None].to(mean.dtype)]))
+    return total[:-1] / total[-1].clamp_min(1)
+
+
+@_mean_over_ranks.register_fake
+def _(mean: Tensor, number: Tensor) -> Tensor:
+    return torch.empty_like(mean)
 
 
 def rows_of_all_ranks(rows: Float[Tensor, "n dim"]) -> Float[Tensor, "total dim"]:

@@ -3,6 +3,8 @@
 Nothing else than these functions decides how a gradient passes a code, so that every quantizer can use each.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,9 +13,10 @@ from torch import Tensor
 def straight_through(u: Float[Tensor, "*batch dim"], q: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
     """The code `q` with the identity as its gradient to `u` (Bengio et al., arXiv 1308.3432).
 
-    Written as q + (u - u), which is q to the bit; the usual u + (q - u) rounds.
+    It is q to the bit, and costs no arithmetic; the usual u + (q - u).detach() rounds.
     """
-    return q.detach() + (u - u.detach())
+    passed: Tensor = _StraightThrough.apply(u, q.detach())  # type: ignore[no-untyped-call]  # torch does not type it
+    return passed
 
 
 def rotation(u: Float[Tensor, "*batch dim"], q: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
@@ -38,3 +41,13 @@ def rotation(u: Float[Tensor, "*batch dim"], q: Float[Tensor, "*batch dim"]) -> 
     carried = target_unit * (source_unit * u).sum(-1, keepdim=True)
     turned = torch.where(defined, scale * (u - 2 * reflected + 2 * carried), u)
     return q + (turned - turned.detach())
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, u: Tensor, q: Tensor) -> Tensor:
+        return q.view_as(q)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from provq.errors import UserError
-from provq.ops.codes import nearest_code
 from provq.ops.collectives import from_first_rank, rows_of_all_ranks
+from provq.ops.nearest import nearest_code
 
 
 def kmeans(
