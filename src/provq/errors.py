@@ -23,6 +23,10 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class CodeIndexError(UserError, IndexError):
+    """An index is not that of a code."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the nearest known word, or the list of all of them."""
     names = sorted(known)

@@ -49,6 +49,8 @@ def build(
 ) -> Built:
     """Make the object that a mapping describes: `kind` names its class, the other keys are arguments.
 
+    An argument that is such a mapping itself, or a list of them, is made out of the same table.
+
     Args:
         spec: The mapping.
         table: The classes that `kind` may name.
@@ -73,7 +75,9 @@ def build(
         made_by = _imported(kind, table, where=f"{where}.kind")
     else:
         raise UsageError(f"{where}.kind: unknown kind {kind!r}; {nearest(kind, table)}")
-    arguments = {key: value for key, value in spec.items() if key != "kind"}
+    arguments = {
+        key: _built(value, table, where=f"{where}.{key}", local=local) for key, value in spec.items() if key != "kind"
+    }
     fitted = fitting(made_by, arguments, where=where, given=given)
     try:
         return made_by(**fitted)
@@ -116,7 +120,7 @@ def describe(thing: object, table: Mapping[str, type]) -> dict[str, object]:
     """The mapping from which `build` makes an equal object.
 
     It is read from the attributes that carry the names of the constructor's arguments; what the surroundings
-    give is described too, and `build` replaces it.
+    give is described too, and `build` replaces it. An argument of the same family is described in its turn.
 
     Raises:
         UsageError: The class keeps an argument under another name, so that it cannot be written down.
@@ -128,8 +132,23 @@ def describe(thing: object, table: Mapping[str, type]) -> dict[str, object]:
         if not hasattr(thing, name):
             raise UsageError(f"{type(thing).__name__} keeps no attribute {name!r}, so it cannot be saved")
         value = getattr(thing, name)
-        spec[name] = list(value) if isinstance(value, tuple) else value
+        spec[name] = _described(value, table)
     return spec
+
+
+def _built(value: object, table: Mapping[str, type[Built]], *, where: str, local: bool) -> object:
+    if isinstance(value, Mapping) and "kind" in value:
+        return build(value, table, where=where, local=local)
+    if isinstance(value, list | tuple):
+        return [_built(part, table, where=f"{where}.{place}", local=local) for place, part in enumerate(value)]
+    return value
+
+
+def _described(value: object, table: Mapping[str, type]) -> object:
+    if isinstance(value, tuple):
+        return [_described(part, table) for part in value]
+    family = next(iter(table.values())).__bases__[0]
+    return describe(value, table) if isinstance(value, family) else value
 
 
 def _imported(kind: str, table: Mapping[str, type[Built]], *, where: str) -> type[Built]:
@@ -169,7 +188,7 @@ def _tuples(value: object) -> object:
 def _validated(function: Callable[..., object], name: str, value: object, *, where: str) -> object:
     adapter = _adapter(_function(function), name)
     if adapter is None:
-        return value
+        return _tuples(value)
     try:
         return adapter.validate_python(_tuples(value))
     except ValidationError as error:

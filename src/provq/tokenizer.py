@@ -78,7 +78,7 @@ class Tokenizer(nn.Module):
         latents = self.encoder(items).float()
         if not latents.isfinite().all():
             raise UserError("the encoder gives values that are not finite for these items; they have no tokens")
-        return self.quantizer.assign(self.quantizer.relax(latents))
+        return self.quantizer.assign(self.quantizer.enter(latents))
 
     def decode(self, indices: Int[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """The items that tokens stand for.

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from provq.ops.collectives import sum_over_ranks
 from provq.ops.modes import evaluating
-from provq.quantizers.base import Quantizer
+from provq.quantizers.base import Quantizer, outermost
 
 
 class HandOver(NamedTuple):
@@ -39,9 +39,7 @@ def hand_over(model: nn.Module, run: Callable[[], object], optimizers: tuple[Opt
     Raises:
         UserError: A quantizer received fewer latents over all ranks than it has codes.
     """
-    quantizers = {
-        name: part for name, part in model.named_modules() if isinstance(part, Quantizer) and part.codes_to_found
-    }
+    quantizers = {name: part for name, part in outermost(model).items() if part.codes_to_found}
     if not quantizers:
         return []
     seen: dict[str, list[Tensor]] = {name: [] for name in quantizers}
@@ -49,8 +47,7 @@ def hand_over(model: nn.Module, run: Callable[[], object], optimizers: tuple[Opt
         run()
     records = []
     for name, quantizer in quantizers.items():
-        latents = torch.cat(seen[name]) if seen[name] else quantizer.hardness.new_zeros(0, quantizer.dim)
-        latents = latents[latents.isfinite().all(1)]
+        latents = torch.cat(seen[name]) if seen[name] else quantizer.hardness.new_zeros(0, quantizer.code_dim)
         before = relative_error(quantizer, latents)
         quantizer.found(latents)
         after = relative_error(quantizer, latents)
@@ -61,8 +58,8 @@ def hand_over(model: nn.Module, run: Callable[[], object], optimizers: tuple[Opt
 
 
 def drop_moments(quantizer: Quantizer, optimizers: tuple[Optimizer, ...]) -> None:
-    """Let optimizers forget the moments of a quantizer's parameters, which belong to its old codebook."""
-    for parameter in quantizer.parameters():
+    """Let optimizers forget the moments of the parameters that codes are made of, which belong to the old codes."""
+    for parameter in quantizer.codebook_parameters():
         for optimizer in optimizers:
             optimizer.state.pop(parameter, None)
 
@@ -73,7 +70,7 @@ def relative_error(quantizer: Quantizer, latents: Tensor) -> float:
     if not quantizer.codebook_sizes:
         return float("nan")
     exact = latents.double()
-    errors = (exact - quantizer.lookup(quantizer.assign(latents)).double()).square().sum()
+    errors = (exact - quantizer.codes(quantizer.assign(latents)).double()).square().sum()
     moments = torch.cat([exact.sum(0), exact.square().sum()[None], errors[None], exact.new_tensor([len(exact)])])
     *sums, squares, error, number = sum_over_ranks(moments).tolist()
     if number == 0:
@@ -88,9 +85,9 @@ def _watching(quantizers: dict[str, Quantizer], seen: dict[str, list[Tensor]]) -
         def hook(quantizer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             given = inspect.signature(Quantizer.forward).bind(quantizer, *inputs, **named).arguments
             z, mask = given["z"], given.get("mask")
-            kept = z.detach() if mask is None else z.detach()[mask]
-            relaxed = quantizers[name].relax(kept.float())
-            seen[name].append(relaxed.reshape(-1, relaxed.shape[-1]))
+            keep = z.isfinite().all(-1) if mask is None else z.isfinite().all(-1) & mask
+            u = quantizers[name].enter(torch.where(keep[..., None], z.detach(), 0.0))
+            seen[name].append(quantizers[name].evidence(u, keep))
 
         return hook
 

@@ -10,7 +10,7 @@ from provq.curriculum.handover import HandOver, drop_moments, hand_over
 from provq.curriculum.progressive import Progressive
 from provq.curriculum.schedules import KINDS, Phase, Schedule
 from provq.errors import UsageError, UserError
-from provq.quantizers.base import Quantizer
+from provq.quantizers.base import Quantizer, outermost
 from provq.spec import describe
 
 
@@ -45,7 +45,11 @@ class HardnessScheduler:
         optimizers: tuple[Optimizer, ...] = (),
         hand_over: bool = True,
     ) -> None:
-        self._moved = [part for part in model.modules() if isinstance(part, Quantizer | Progressive)]
+        # A quantizer tells its members what they need to know.
+        self._moved: list[Quantizer | Progressive] = [
+            *outermost(model).values(),
+            *(part for part in model.modules() if isinstance(part, Progressive)),
+        ]
         if not self._moved:
             raise UserError(
                 f"HardnessScheduler: {type(model).__name__} holds no quantizer; "

@@ -44,7 +44,8 @@ class CodebookStatistics:
         columns = indices.detach().cpu().reshape(len(u), len(self.codebook_sizes)) if self.codebook_sizes else None
         for place, counts in enumerate(self.counts):
             if columns is not None:
-                counts += torch.bincount(columns[:, place], minlength=len(counts))
+                present = columns[:, place][columns[:, place] >= 0]  # a coarse scale has a token at some places only
+                counts += torch.bincount(present, minlength=len(counts))
         self.latents.update(u)
         self.codes.update(q)
         distances = (u - q).norm(dim=1)
@@ -80,13 +81,14 @@ class CodebookStatistics:
         if not self.codebook_sizes or self.tokens == 0:
             return numbers
         number = len(self.counts)
-        frequencies = [counts / counts.sum() for counts in self.counts]
+        frequencies = [counts / counts.sum().clamp_min(1) for counts in self.counts]
         numbers["usage"] = sum(float((counts > 0).double().mean()) for counts in self.counts) / number
         numbers["perplexity"] = sum(float(torch.special.entr(p).sum().exp()) for p in frequencies) / number
         numbers["dead_codes"] = float(sum(int((counts == 0).sum()) for counts in self.counts))
         numbers["relative_error"] = self.squared_error / self.tokens / variance if variance > 0 else nan
         numbers["coverage"] = self._coverage()
-        numbers["bits_per_item"] = self.tokens / self.items * sum(math.log2(size) for size in self.codebook_sizes)
+        bits = sum(float(counts.sum()) * math.log2(len(counts)) for counts in self.counts)
+        numbers["bits_per_item"] = bits / self.items
         return numbers
 
     def _coverage(self) -> float:

@@ -41,7 +41,7 @@ def evaluate(tokenizer: Tokenizer, batches: Iterable[Batch], measures: Iterable[
     """
     measures = list(measures)
     device = tokenizer.quantizer.hardness.device
-    statistics = CodebookStatistics(tokenizer.quantizer.dim, tokenizer.codebook_sizes)
+    statistics = CodebookStatistics(tokenizer.quantizer.code_dim, tokenizer.codebook_sizes)
     count, hard_error, continuous_error = 0, 0.0, 0.0
     with evaluating(tokenizer):
         for batch in batches:
@@ -70,7 +70,7 @@ def probe(tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float) -> di
         `CodebookStatistics`.
     """
     device = tokenizer.quantizer.hardness.device
-    statistics = CodebookStatistics(tokenizer.quantizer.dim, tokenizer.codebook_sizes)
+    statistics = CodebookStatistics(tokenizer.quantizer.code_dim, tokenizer.codebook_sizes)
     errors = dict.fromkeys(("loss_hard", "loss_current", "loss_continuous"), 0.0)
     values = 0
     with evaluating(tokenizer):
@@ -87,10 +87,10 @@ def probe(tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float) -> di
 def _through_bottleneck(
     tokenizer: Tokenizer, items: Float[Tensor, "b ..."], statistics: CodebookStatistics
 ) -> tuple[Float[Tensor, "b ... dim"], Float[Tensor, "b ... dim"]]:
-    """The relaxed latents of items and their hard codes, which `statistics` has seen."""
+    """What the decoder reads of items without codes and with hard ones; `statistics` has seen both."""
     quantizer = tokenizer.quantizer
-    u = quantizer.relax(tokenizer.encoder(items).float())
+    u = quantizer.enter(tokenizer.encoder(items))
     indices = quantizer.assign(u)
-    q = quantizer.lookup(indices) if quantizer.codebook_sizes else u
+    q = quantizer.codes(indices) if quantizer.codebook_sizes else u
     statistics.update(u, q, indices)
-    return u, q
+    return quantizer.leave(u), quantizer.leave(q)

@@ -3,9 +3,11 @@
 A quantizer knows codebooks and blends; it knows no step. `hardness` says how much of what the decoder reads is
 the code: 0 is a continuous autoencoder, 1 are discrete tokens. Only training mode reads it; evaluation is hard.
 
-    z --relax--> u --assign--> indices --lookup--> q --estimate--> q with a gradient --+
-                 |                                                                     lerp(., hardness) --> quantized
-                 +---------------------------------------------------------------------+
+    z --enter--> u --choose--> indices --codes--> q --estimate--> q with a gradient --+
+                 |                                                                    blend --leave--> quantized
+                 +--------------------------------------------------------------------+
+
+`enter` projects and relaxes, `leave` projects back; where codes are as long as latents neither projects.
 """
 
 from abc import ABC, abstractmethod
@@ -15,10 +17,12 @@ from typing import NamedTuple, TypeVar, final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from provq.errors import UserError
+from provq.errors import CodeIndexError, UserError
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
+QuantizerType = TypeVar("QuantizerType", bound="Quantizer")
 
 
 class Quantized(NamedTuple):
@@ -38,52 +42,97 @@ class Quantizer(nn.Module, ABC):
 
     Attributes:
         dim: Length of the vectors that come in and go out.
+        code_dim: Length of the vectors that are compared with codes; where it is not `dim`, learned linear maps lead
+            there and back.
         codebook_sizes: Number of codes, one entry a codebook; empty where nothing is quantized.
         hardness: 0-dim float32 buffer in [0, 1], 1 at construction; it is not part of the saved state.
     """
 
     hardness: Tensor
 
-    def __init__(self, dim: int, codebook_sizes: tuple[int, ...]) -> None:
+    def __init__(self, dim: int, codebook_sizes: tuple[int, ...], *, code_dim: int | None = None) -> None:
         super().__init__()
         self.dim = dim
+        self.code_dim = dim if code_dim is None else code_dim
         self.codebook_sizes = codebook_sizes
+        projects = self.code_dim != dim
+        self.project_in = nn.Linear(dim, self.code_dim) if projects else None
+        self.project_out = nn.Linear(self.code_dim, dim) if projects else None
         self.register_buffer("hardness", torch.ones(()), persistent=False)
 
     @abstractmethod
-    def relax(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    def relax(self, z: Float[Tensor, "*batch code_dim"]) -> Float[Tensor, "*batch code_dim"]:
         """The continuous image of `z` that is compared with codes: the identity, the unit sphere, a box."""
 
     @abstractmethod
-    def assign(self, u: Float[Tensor, "*batch dim"]) -> Int[Tensor, "..."]:
+    def assign(self, u: Float[Tensor, "*batch code_dim"]) -> Int[Tensor, "..."]:
         """The index of the nearest code of each vector; no gradient passes."""
 
     @abstractmethod
-    def lookup(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "*batch dim"]:
-        """The values that indices stand for, all that decoding needs; -1 stands for zeros.
-
-        Raises:
-            IndexError: An index is neither -1 nor that of a code.
-        """
+    def codes(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "*batch code_dim"]:
+        """The codes at indices that are known to be in range; -1 stands for zeros."""
 
     @abstractmethod
-    def estimate(self, u: Float[Tensor, "*batch dim"], q: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    def estimate(
+        self, u: Float[Tensor, "*batch code_dim"], q: Float[Tensor, "*batch code_dim"]
+    ) -> Float[Tensor, "*batch code_dim"]:
         """Exactly `q`, with the gradient to `u` that the quantizer trains by."""
 
     @abstractmethod
     def penalty(
-        self, u: Float[Tensor, "*batch dim"], q: Float[Tensor, "*batch dim"], keep: Bool[Tensor, "*batch"]
+        self,
+        u: Float[Tensor, "*batch code_dim"],
+        q: Float[Tensor, "*batch code_dim"],
+        indices: Int[Tensor, "..."],
+        keep: Bool[Tensor, "*batch"],
     ) -> Float[Tensor, ""]:
         """The sum of the quantizer's own loss terms, weighted; means over kept tokens and over dims."""
 
-    def begin(self, u: Float[Tensor, "*batch dim"], keep: Bool[Tensor, "*batch"]) -> None:
+    def choose(self, u: Float[Tensor, "*batch code_dim"], keep: Bool[Tensor, "*batch"]) -> Int[Tensor, "..."]:
+        """Hook: the indices that the forward pass takes, which in training may be drawn; the nearest by default."""
+        return self.assign(u)
+
+    def blend(
+        self, u: Float[Tensor, "*batch code_dim"], values: Float[Tensor, "*batch code_dim"]
+    ) -> Float[Tensor, "*batch code_dim"]:
+        """Hook: what the decoder reads in training, between `u` and the codes; on the straight line by default."""
+        return torch.lerp(u, values, self.hardness)
+
+    @property
+    def members(self) -> tuple["Quantizer", ...]:
+        """Hook: the quantizers that this one is made of, which it tells all that it is told; none by default."""
+        return ()
+
+    def pass_on_hardness(self) -> None:
+        """Hook: give members their hardness, before each training pass; one's own by default."""
+        for member in self.members:
+            member.hardness.copy_(self.hardness)
+            member.pass_on_hardness()
+
+    @property
+    def residual_scale(self) -> Float[Tensor, " code_dim"] | float | None:
+        """Hook: the size of what is left of `u` once a code is taken off, by which a next stage is made smaller.
+
+        1 where codes find their own scale, the default; None where codes do not add up.
+        """
+        return 1.0
+
+    def begin(self, u: Float[Tensor, "*batch code_dim"], keep: Bool[Tensor, "*batch"]) -> None:
         """Hook: a start that needs data, before the first assignment in training. Nothing by default."""
 
-    def adapt(self, u: Float[Tensor, "*batch dim"], indices: Int[Tensor, "..."], keep: Bool[Tensor, "*batch"]) -> None:
+    def adapt(
+        self, u: Float[Tensor, "*batch code_dim"], indices: Int[Tensor, "..."], keep: Bool[Tensor, "*batch"]
+    ) -> None:
         """Hook: what a codebook learns from a training batch other than by gradient. Nothing by default."""
 
-    def found(self, latents: Float[Tensor, "n dim"]) -> None:
-        """Hook: settle the codebook anew on latents of this rank, as `relax` gives them. Nothing by default.
+    def evidence(
+        self, u: Float[Tensor, "*batch code_dim"], keep: Bool[Tensor, "*batch"]
+    ) -> Float[Tensor, "n code_dim"]:
+        """Hook: the vectors of a batch that `found` is to settle a codebook on; the kept ones by default."""
+        return u[keep]
+
+    def found(self, latents: Float[Tensor, "n code_dim"]) -> None:
+        """Hook: settle the codebook anew on vectors of this rank, as `evidence` gives them. Nothing by default.
 
         All ranks must call it together.
         """
@@ -91,21 +140,31 @@ class Quantizer(nn.Module, ABC):
     @property
     def codes_to_found(self) -> int:
         """Hook: how many codes `found` settles; a hand-over passes over a quantizer where it is 0, the default."""
-        return 0
+        return max((member.codes_to_found for member in self.members), default=0)
 
     def rest(self, resting: bool) -> None:
-        """Hook: learn nothing as long as `resting`, since a hand-over lies ahead. Nothing by default."""
+        """Hook: learn nothing as long as `resting`, since a hand-over lies ahead. Told to the members by default."""
+        for member in self.members:
+            member.rest(resting)
 
     def found_on_next_batch(self) -> None:
-        """Hook: do what `found` does, with the latents of the next training batch. Nothing by default."""
+        """Hook: do what `found` does, with the latents of the next training batch. Told to the members by default."""
+        for member in self.members:
+            member.found_on_next_batch()
 
     @property
     def awaits_latents(self) -> bool:
-        """Hook: whether the codebook is to be settled on the next latents. Never by default."""
-        return False
+        """Hook: whether the codebook is to be settled on the next latents. Where a member's is, by default."""
+        return any(member.awaits_latents for member in self.members)
 
     def steady(self) -> None:
-        """Hook: from now on rewrite no code at random, since the run is about to end. Nothing by default."""
+        """Hook: rewrite no code at random from now on, the run is about to end. Told to the members by default."""
+        for member in self.members:
+            member.steady()
+
+    def baked(self) -> "Quantizer":
+        """Hook: an equal quantizer for inference, whose codebook is a plain table; itself by default."""
+        return self
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, z: Float[Tensor, "*batch dim"], mask: Bool[Tensor, "..."] | None = None) -> Quantized:
@@ -123,23 +182,75 @@ class Quantizer(nn.Module, ABC):
         """
         self._check(z, mask)
         with torch.autocast(z.device.type, enabled=False):
-            finite = z.isfinite().all(-1)
+            # 0 times what is not finite is not 0; several times faster than isfinite().all().
+            finite = (z.detach() * 0).sum(-1) == 0
             keep = finite if mask is None else finite & mask
-            u = self.relax(torch.where(finite[..., None], z.float(), 0.0))
+            u = self.enter(torch.where(finite[..., None], z, 0.0))
             if self.training:
+                self.pass_on_hardness()
                 self.begin(u.detach(), keep)
-            indices = self.assign(u.detach())
-            q = self.lookup(indices) if self.codebook_sizes else u
-            loss = self.penalty(u, q, keep)
+            indices = self.choose(u.detach(), keep)
+            q = self.codes(indices) if self.codebook_sizes else u
+            loss = self.penalty(u, q, indices, keep)
             values = self.estimate(u, q)
             if self.training:
-                values = torch.lerp(u, values, self.hardness)
+                values = self.blend(u, values)
                 self.adapt(u.detach(), indices, keep)
-            values = torch.where(finite[..., None], values, z.float())
-        if mask is not None:
-            values = torch.where(mask[..., None], values, 0.0)
-        indices = torch.where(keep.reshape(keep.shape + (1,) * (indices.ndim - keep.ndim)), indices, -1)
-        return Quantized(values.to(z.dtype), indices, loss)
+            values = self.leave(values)
+        absent = z.detach() if mask is None else torch.where(mask[..., None], z.detach(), 0.0)
+        values = torch.where(keep[..., None], values.to(z.dtype), absent)
+        return Quantized(values, torch.where(_leading(keep, indices), indices, -1), loss)
+
+    @final
+    def enter(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch code_dim"]:
+        """Vectors as codes are compared with them: in float32, projected where codes have another length, relaxed."""
+        return self.relax(_projected(z.float(), self.project_in))
+
+    @final
+    def leave(self, values: Float[Tensor, "*batch code_dim"]) -> Float[Tensor, "*batch dim"]:
+        """What the decoder reads: the values themselves, projected back where codes have another length."""
+        return _projected(values, self.project_out)
+
+    @final
+    def lookup(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "*batch dim"]:
+        """The values that indices stand for, all that decoding needs; -1 stands for zeros.
+
+        Raises:
+            CodeIndexError: An index is neither -1 nor that of a code. (An IndexError and a ValueError.)
+        """
+        several = len(self.codebook_sizes) != 1
+        sizes = torch.tensor(self.codebook_sizes or (0,), device=indices.device)
+        if several and (indices.ndim == 0 or indices.shape[-1] != len(self.codebook_sizes)):
+            raise UserError(
+                f"{type(self).__name__}: the last axis of indices must have one entry a codebook, "
+                f"{len(self.codebook_sizes)}, got shape {tuple(indices.shape)}"
+            )
+        # A compiled graph cannot stop to look.
+        if not torch.compiler.is_compiling():
+            wrong = indices[(indices < -1) | (indices >= (sizes if several else sizes[0]))]
+            if wrong.numel():
+                raise CodeIndexError(
+                    f"{type(self).__name__}: indices must be those of {self.codebook_sizes} codes, "
+                    f"or -1 where there is none, got {int(wrong[0])}"
+                )
+        present = indices != -1
+        values = self.leave(self.codes(indices))
+        if self.project_out is None:
+            return values
+        return torch.where((present.any(-1) if several else present)[..., None], values, 0.0)
+
+    @final
+    def codebook_parameters(self) -> list[nn.Parameter]:
+        """The parameters that codes are made of: all but the projections."""
+        projections = {
+            id(parameter)
+            for part in self.modules()
+            if isinstance(part, Quantizer)
+            for projection in (part.project_in, part.project_out)
+            if projection is not None
+            for parameter in projection.parameters()
+        }
+        return [parameter for parameter in self.parameters() if id(parameter) not in projections]
 
     @property
     def weight_of_commitment(self) -> Tensor | float:
@@ -183,7 +294,33 @@ def keeping_float32(
     return module
 
 
-def masked_mean(values: Float[Tensor, "*batch dim"], keep: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """The mean over kept tokens and over dims; 0 where nothing is kept."""
-    total = torch.where(keep[..., None], values, 0.0).sum()
-    return total / (keep.sum() * values.shape[-1]).clamp_min(1)
+def outermost(model: nn.Module) -> dict[str, Quantizer]:
+    """The quantizers of a model by name, without those that another one is made of."""
+    found: dict[str, Quantizer] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, Quantizer) and not any(_is_within(name, outer) for outer in found):
+            found[name] = part
+    return found
+
+
+def projecting_as(other: Quantizer, made: QuantizerType) -> QuantizerType:
+    """A quantizer that was just made, with the projections of another one, on its device and in its mode."""
+    for mine, others in ((made.project_in, other.project_in), (made.project_out, other.project_out)):
+        if mine is not None and others is not None:
+            mine.load_state_dict(others.state_dict())
+    return made.to(other.hardness.device).train(other.training)
+
+
+def _is_within(name: str, outer: str) -> bool:
+    return outer == "" or name.startswith(f"{outer}.")
+
+
+def _leading(keep: Bool[Tensor, "*batch"], indices: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    return keep.reshape(keep.shape + (1,) * (indices.ndim - keep.ndim))
+
+
+def _projected(values: Float[Tensor, "*batch given"], by: nn.Linear | None) -> Float[Tensor, "*batch made"]:
+    if by is None:
+        return values
+    # In float32 also where the module was cast, as all of a quantizer.
+    return linear(values, by.weight.float(), by.bias.float())

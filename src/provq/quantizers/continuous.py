@@ -34,7 +34,7 @@ class Continuous(Quantizer):
         """No index at all: an empty last axis."""
         return torch.empty(*u.shape[:-1], 0, dtype=torch.int64, device=u.device)
 
-    def lookup(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "*batch dim"]:
+    def codes(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "*batch dim"]:
         """Not possible: there is nothing to look up.
 
         Raises:
@@ -47,7 +47,11 @@ class Continuous(Quantizer):
         return q
 
     def penalty(
-        self, u: Float[Tensor, "*batch dim"], q: Float[Tensor, "*batch dim"], keep: Bool[Tensor, "*batch"]
+        self,
+        u: Float[Tensor, "*batch dim"],
+        q: Float[Tensor, "*batch dim"],
+        indices: Int[Tensor, "..."],
+        keep: Bool[Tensor, "*batch"],
     ) -> Float[Tensor, ""]:
         """Zero."""
         return u.new_zeros(())

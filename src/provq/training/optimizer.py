@@ -25,13 +25,14 @@ def make_optimizer(
     to the ratio `final_learning_rate` of its peak. The codebook's rate is constant, since codes have to follow their
     latents to the end (arXiv 2609.26774), and codes do not decay.
     """
-    of_quantizer = {id(parameter) for parameter in tokenizer.quantizer.parameters()}
-    networks = [parameter for parameter in tokenizer.parameters() if id(parameter) not in of_quantizer]
+    codebook = tokenizer.quantizer.codebook_parameters()
+    of_codebook = {id(parameter) for parameter in codebook}
+    networks = [parameter for parameter in tokenizer.parameters() if id(parameter) not in of_codebook]
     groups: list[dict[str, object]] = [{"params": networks, "lr": learning_rate}]
     rates = [lambda step: _warm_cosine(step, steps, warmup, final_learning_rate)]
-    if of_quantizer:
+    if codebook:
         rate = learning_rate if codebook_learning_rate is None else codebook_learning_rate
-        groups.append({"params": list(tokenizer.quantizer.parameters()), "lr": rate, "weight_decay": 0.0})
+        groups.append({"params": codebook, "lr": rate, "weight_decay": 0.0})
         rates.append(lambda step: 1.0)
     optimizer = AdamW(groups, betas=betas, weight_decay=weight_decay)
     return optimizer, LambdaLR(optimizer, rates)

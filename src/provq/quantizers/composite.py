@@ -1,0 +1,63 @@
+"""What quantizers that are made of quantizers share: indices side by side, and hardness one after the other."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from provq.errors import UsageError
+from provq.quantizers.base import Quantizer
+
+
+def check_members(owner: str, argument: str, members: Sequence[Quantizer]) -> None:
+    """See to it that there are members, that each makes tokens, and that latents reach each of them as they are.
+
+    Raises:
+        UsageError: There is none, one is no quantizer or makes no tokens, one projects, or one stands there twice.
+    """
+    if not isinstance(members, tuple) or not members:
+        raise UsageError(f"{owner}: {argument} must hold at least one quantizer, got {members!r}")
+    for place, member in enumerate(members):
+        if not isinstance(member, Quantizer):
+            raise UsageError(f"{owner}: {argument}[{place}] must be a quantizer, got {type(member).__name__}")
+        if not member.codebook_sizes:
+            raise UsageError(f"{owner}: {argument}[{place}] is a {type(member).__name__}, which makes no tokens")
+        if member.code_dim != member.dim:
+            raise UsageError(
+                f"{owner}: {argument}[{place}] projects from dim={member.dim} to {member.code_dim} by itself; "
+                f"let its dim be the length of its codes, and give dim={member.dim} to the {owner}"
+            )
+        if any(member is other for other in members[:place]):
+            raise UsageError(f"{owner}: {argument}[{place}] stands there twice; each needs a codebook of its own")
+
+
+def joined(owner: Quantizer, members: Sequence[Quantizer], parts: Sequence[Tensor]) -> Int[Tensor, "..."]:
+    """The indices of members side by side on a last axis; without that axis where there is one codebook in all."""
+    together = torch.cat(
+        [part[..., None] if _is_single(member) else part for member, part in zip(members, parts, strict=True)], -1
+    )
+    return together[..., 0] if _is_single(owner) else together
+
+
+def columns(
+    owner: Quantizer, members: Sequence[Quantizer], indices: Int[Tensor, "..."]
+) -> Iterator[tuple[Quantizer, Int[Tensor, "..."]]]:
+    """Each member with its own indices, in the shape that it gives them in."""
+    together = indices[..., None] if _is_single(owner) else indices
+    parts = torch.split(together, [len(member.codebook_sizes) for member in members], -1)
+    for member, part in zip(members, parts, strict=True):
+        yield member, part[..., 0] if _is_single(member) else part
+
+
+def staggered(hardness: Float[Tensor, ""], members: Sequence[Quantizer], stagger: float) -> None:
+    """Give members their hardness: the i-th of n begins when that of the whole is i * stagger / n, all end at 1."""
+    number = len(members)
+    length = 1 - stagger * (number - 1) / number
+    for place, member in enumerate(members):
+        member.hardness.copy_(((hardness - place * stagger / number) / length).clamp(0, 1))
+        member.pass_on_hardness()
+
+
+def _is_single(quantizer: Quantizer) -> bool:
+    return len(quantizer.codebook_sizes) == 1

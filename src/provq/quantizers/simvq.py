@@ -1,0 +1,156 @@
+"""SimVQ: a frozen codebook seen through a learned map, so that all codes move together (arXiv 2411.02038)."""
+
+import math
+from typing import Annotated, Literal, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from provq.errors import UserError
+from provq.ops import estimators
+from provq.ops.kmeans import kmeans
+from provq.ops.mean_square import mean_square
+from provq.ops.nearest import nearest_code
+from provq.quantizers.base import Quantizer
+from provq.quantizers.vector import VectorQuantizer, frozen
+from provq.spec import checked
+
+Weight = Annotated[float, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@final
+class SimVQ(Quantizer):
+    """Codes are f(b) with fixed random vectors b and one learned map f: every token moves every code.
+
+    Args:
+        dim: Length of latents.
+        codebook_size: Number of codes.
+        codebook_dim: Length of a code, `dim` if not given; where it differs, learned linear maps lead there and back.
+        map: "linear" is b W, as in the paper; "mlp" is b + g(b) with one hidden layer of twice the width.
+        commitment_weight: Weight of the loss that draws latents to their codes.
+        commitment_follows_hardness: Multiply that weight by hardness in training.
+        codebook_weight: Weight of the loss that draws codes to their latents, by which the map learns.
+        estimator: Which gradient passes a code.
+
+    Raises:
+        UsageError: An argument is out of bounds.
+    """
+
+    base: Tensor
+
+    @checked
+    def __init__(
+        self,
+        dim: Positive,
+        codebook_size: Positive,
+        *,
+        codebook_dim: Positive | None = None,
+        map: Literal["linear", "mlp"] = "linear",
+        commitment_weight: Weight = 0.25,
+        commitment_follows_hardness: bool = True,
+        codebook_weight: Weight = 1.0,
+        estimator: Literal["straight_through", "rotation"] = "straight_through",
+    ) -> None:
+        super().__init__(dim, (codebook_size,), code_dim=codebook_dim)
+        self.codebook_size = codebook_size
+        self.codebook_dim = self.code_dim
+        self.map = map
+        self.commitment_weight = commitment_weight
+        self.commitment_follows_hardness = commitment_follows_hardness
+        self.codebook_weight = codebook_weight
+        self.estimator = estimator
+        length = self.code_dim
+        self.register_buffer("base", torch.randn(codebook_size, length) / math.sqrt(length))
+        if map == "linear":
+            self.learned: nn.Module = nn.Linear(length, length, bias=False)
+        else:
+            self.learned = nn.Sequential(nn.Linear(length, 2 * length), nn.GELU(), nn.Linear(2 * length, length))
+        self._is_resting = False
+
+    def relax(self, z: Float[Tensor, "*batch code_dim"]) -> Float[Tensor, "*batch code_dim"]:
+        """The vectors themselves."""
+        return z
+
+    def assign(self, u: Float[Tensor, "*batch code_dim"]) -> Int[Tensor, "*batch"]:
+        """The index of the nearest code, searched in float32."""
+        with torch.no_grad():
+            return nearest_code(u.reshape(-1, self.code_dim).float(), self.table()).reshape(u.shape[:-1])
+
+    def codes(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch code_dim"]:
+        """The codes at the indices; zeros at -1."""
+        absent = indices == -1
+        wanted = torch.where(absent, 0, indices)
+        # In training the map of a few rows, which is cheaper; else of all, so that a code has the same last digits
+        # whatever else is asked for.
+        values = self._mapped(embedding(wanted, self.base)) if self.training else embedding(wanted, self.table())
+        return values.masked_fill_(absent[..., None], 0.0)
+
+    def table(self) -> Float[Tensor, "codes code_dim"]:
+        """All codes as latents are compared with them, in float32."""
+        return self._mapped(self.base)
+
+    def estimate(
+        self, u: Float[Tensor, "*batch code_dim"], q: Float[Tensor, "*batch code_dim"]
+    ) -> Float[Tensor, "*batch code_dim"]:
+        """The codes, with the chosen gradient."""
+        return estimators.rotation(u, q) if self.estimator == "rotation" else estimators.straight_through(u, q)
+
+    def penalty(
+        self,
+        u: Float[Tensor, "*batch code_dim"],
+        q: Float[Tensor, "*batch code_dim"],
+        indices: Int[Tensor, "*batch"],
+        keep: Bool[Tensor, "*batch"],
+    ) -> Float[Tensor, ""]:
+        """Commitment ||u - sg q||^2 and the codebook loss ||sg u - q||^2 (2411.02038, eq. 5)."""
+        weight: float | Tensor = self.commitment_weight
+        if self.commitment_follows_hardness:
+            weight = weight * self.weight_of_commitment
+        # Weighted by 0 rather than left out: the map takes part in every exchange of gradients between ranks.
+        awake = 0.0 if self._is_resting else self.codebook_weight
+        return mean_square(u, q.detach(), keep) * weight + mean_square(u.detach(), q, keep) * awake
+
+    @torch.no_grad()
+    def found(self, latents: Float[Tensor, "n code_dim"]) -> None:
+        """Put the fixed vectors on the k-means centres of the latents, and let the map be the identity.
+
+        Raises:
+            UserError: There are fewer latents over all ranks than codes.
+        """
+        keep = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+        centres, counts = kmeans(latents.float(), keep, self.codebook_size)
+        if not counts.any():
+            raise UserError("SimVQ: found needs latents, and got none on any rank")
+        self.base.copy_(centres)
+        if isinstance(self.learned, nn.Linear):
+            nn.init.eye_(self.learned.weight)
+        elif isinstance(self.learned, nn.Sequential):
+            for parameter in self.learned[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    @property
+    def codes_to_found(self) -> int:
+        """All of them."""
+        return self.codebook_size
+
+    def rest(self, resting: bool) -> None:
+        """Leave the map as it is, or take up learning again."""
+        self._is_resting = resting
+
+    def baked(self) -> VectorQuantizer:
+        """The same codes as a plain frozen table."""
+        return frozen(self, self.table())
+
+    @property
+    def float32_buffers(self) -> tuple[str, ...]:
+        """The fixed vectors, which nothing would ever mend."""
+        return ("base",)
+
+    def _mapped(self, vectors: Float[Tensor, "*rows code_dim"]) -> Float[Tensor, "*rows code_dim"]:
+        learned = next(self.learned.parameters()).dtype
+        mapped: Tensor = self.learned(vectors.to(learned)).float()
+        return mapped if self.map == "linear" else vectors + mapped
