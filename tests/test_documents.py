@@ -5,7 +5,15 @@ import pytest
 
 from provq.recipe import load, shipped
 
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/method.md", "docs/results.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/architecture.md",
+    "docs/method.md",
+    "docs/quantizers.md",
+    "docs/results.md",
+]
 
 
 def blocks(page, language):

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from provq.quantizers.base import Quantizer as Quantizer
     from provq.quantizers.continuous import Continuous as Continuous
     from provq.quantizers.finite_scalar import FiniteScalarQuantizer as FiniteScalarQuantizer
+    from provq.quantizers.foreign import from_state as from_state
+    from provq.quantizers.grouped import GroupedQuantizer as GroupedQuantizer
+    from provq.quantizers.index_backprop import IndexBackpropQuantizer as IndexBackpropQuantizer
+    from provq.quantizers.lookup_free import LookupFreeQuantizer as LookupFreeQuantizer
+    from provq.quantizers.multi_scale import MultiScaleQuantizer as MultiScaleQuantizer
+    from provq.quantizers.residual import ResidualQuantizer as ResidualQuantizer
+    from provq.quantizers.simvq import SimVQ as SimVQ
     from provq.quantizers.vector import VectorQuantizer as VectorQuantizer
     from provq.tokenizer import Tokenizer as Tokenizer
 
@@ -57,6 +64,13 @@ _HOME = {
     "Quantizer": "quantizers.base",
     "Continuous": "quantizers.continuous",
     "FiniteScalarQuantizer": "quantizers.finite_scalar",
+    "from_state": "quantizers.foreign",
+    "GroupedQuantizer": "quantizers.grouped",
+    "IndexBackpropQuantizer": "quantizers.index_backprop",
+    "LookupFreeQuantizer": "quantizers.lookup_free",
+    "MultiScaleQuantizer": "quantizers.multi_scale",
+    "ResidualQuantizer": "quantizers.residual",
+    "SimVQ": "quantizers.simvq",
     "VectorQuantizer": "quantizers.vector",
     "Tokenizer": "tokenizer",
 }

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _DIM_OF_FAISS = 16  # above it faiss has no fused kernel and multiplies matrices as well
-_SMALLEST_BLOCK = 1 << 19  # scores held at a time: two MiB of float32
+_SMALLEST_BLOCK = 1 << 20  # scores held at a time: four MiB of float32
 _LARGEST_BLOCK = 1 << 22
 _CODES = 2048  # columns of a block at most
 _GROUP = 64  # codes whose largest score is looked for first
