@@ -11,7 +11,18 @@ from torch import nn
 from provq.curriculum import Constant, Cosine, Deferred, Linear, Piecewise, schedules
 from provq.errors import UsageError, nearest
 from provq.networks import DECODERS, ENCODERS, ConvolutionalDecoder, ConvolutionalEncoder
-from provq.quantizers import KINDS, Continuous, FiniteScalarQuantizer, VectorQuantizer
+from provq.quantizers import (
+    KINDS,
+    Continuous,
+    FiniteScalarQuantizer,
+    GroupedQuantizer,
+    IndexBackpropQuantizer,
+    LookupFreeQuantizer,
+    MultiScaleQuantizer,
+    ResidualQuantizer,
+    SimVQ,
+    VectorQuantizer,
+)
 from provq.spec import build, checked, describe, fitting
 
 
@@ -68,7 +79,18 @@ THINGS = {
         ),
         KINDS,
     ),
+    "vector, heads and a bridge": (VectorQuantizer(4, 8, heads=2, codebook_dim=3, bridge_blocks=1), KINDS),
+    "simvq": (SimVQ(3, 8, codebook_dim=2, map="mlp"), KINDS),
+    "index backprop": (IndexBackpropQuantizer(3, 8, temperature=0.5), KINDS),
     "finite scalar": (FiniteScalarQuantizer([8, 5, 5]), KINDS),
+    "finite scalar, projected": (FiniteScalarQuantizer([8, 5, 5], dim=6), KINDS),
+    "lookup-free": (LookupFreeQuantizer(4, dim=6, spherical=True), KINDS),
+    "residual": (ResidualQuantizer([VectorQuantizer(3, 8), SimVQ(3, 4)], dim=5, dropout=0.5, stagger=0.25), KINDS),
+    "grouped, a group residual": (
+        GroupedQuantizer([ResidualQuantizer([VectorQuantizer(3, 8)], rounds=2), LookupFreeQuantizer(2)]),
+        KINDS,
+    ),
+    "multi-scale": (MultiScaleQuantizer(VectorQuantizer(3, 8, update="ema"), [4, 1.5, 1]), KINDS),
     "continuous": (Continuous(7), KINDS),
     "encoder": (ConvolutionalEncoder(3, width=8, depth=2, downsampling=4, channels=1), ENCODERS),
     "decoder": (ConvolutionalDecoder(3, width=16, depth=0, downsampling=2, channels=5), DECODERS),
@@ -119,6 +141,22 @@ def test_values_arrive_as_they_were_written():
     assert made(kind="saw", teeth=3).length == 0.5
     assert made(kind="saw", teeth=3, owner=None).owner is None
     assert isinstance(saw.length, float)
+
+
+def test_what_is_wrong_inside_is_told_with_its_place():
+    for stages, complaint in (
+        (
+            [{"kind": "vector", "dim": 2, "codebook_size": 4}, {"kind": "vectr"}],
+            r"q\.stages\.1\.kind: unknown kind 'vectr'",
+        ),
+        ([{"kind": "vector", "dim": 2, "codebook_size": 0}], r"q\.stages\.0\.codebook_size: input should be greater"),
+        ([{"kind": "vector", "dim": 2, "codebook_sise": 4}], r"q\.stages\.0\.codebook_sise: unknown key; did you mean"),
+        ([], "q: ResidualQuantizer: stages must hold at least one quantizer"),
+        (3, "q.stages: input should be a valid tuple, got 3"),
+        (["vector"], r"q\.stages\.0: input should be an instance of Quantizer, got 'vector'"),
+    ):
+        with pytest.raises(UsageError, match=complaint):
+            build({"kind": "residual", "stages": stages}, KINDS, where="q")
 
 
 WRONG = {

@@ -176,9 +176,10 @@ def _adapter(function: Callable[..., object], name: str) -> TypeAdapter[Any] | N
     if annotation is None:
         return None
     try:
-        return TypeAdapter(annotation, config=ConfigDict(strict=True))
+        # What is no plain value, such as a module, must be an instance of what the annotation names.
+        return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
     except PydanticSchemaGenerationError:
-        return None  # an object such as a module: nothing that a recipe could hold
+        return None
 
 
 def _tuples(value: object) -> object:

@@ -83,11 +83,14 @@ class Tokenizer(nn.Module):
     def decode(self, indices: Int[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """The items that tokens stand for.
 
+        With several codebooks -1 stands for a token that is left out, such as that of a later stage.
+
         Raises:
             UserError: An index is not that of a code.
         """
+        several = len(self.codebook_sizes) > 1
         sizes = torch.tensor(self.codebook_sizes or (0,), device=indices.device)
-        wrong = (indices < 0) | (indices >= (sizes if len(self.codebook_sizes) > 1 else sizes[0]))
+        wrong = (indices < (-1 if several else 0)) | (indices >= (sizes if several else sizes[0]))
         if wrong.any():
             raise UserError(
                 f"token {int(indices[wrong][0])} is out of range: this tokenizer has codebooks of {self.codebook_sizes}"
