@@ -56,6 +56,7 @@ MAKES = {
     "lookup-free-spherical": partial(LookupFreeQuantizer, 10, spherical=True, entropy_group=4),
     "lookup-free-projected": partial(LookupFreeQuantizer, 5, dim=6),
     "residual": partial(residual, vector, 3),
+    "residual-staggered": partial(residual, vector, 2, stagger=0.18),
     "residual-ema-rounds": partial(residual, ema, 1, rounds=3, dim=8, estimator="rotation"),
     "residual-finite-scalar": partial(residual, partial(FiniteScalarQuantizer, [5, 3, 4]), 3),
     "residual-lookup-free": partial(residual, partial(LookupFreeQuantizer, 4), 2),

@@ -38,7 +38,8 @@ class CodebookBridge(nn.Module):
             for _ in range(blocks)
         )
         self.expand = nn.Linear(_WIDTH, self.codes_per_token * dim)
-        self.lead_straight()
+        # Not the last layer is 0 at first but this: so every code moves as soon as it moves.
+        self.share = nn.Parameter(torch.zeros(()))
 
     def forward(self, codes: Float[Tensor, "codes dim"]) -> Float[Tensor, "codes dim"]:
         """The codes as the quantizer sees them."""
@@ -49,9 +50,8 @@ class CodebookBridge(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         moved: Tensor = self.expand(tokens[0]).reshape(padded.shape)[: len(codes)]
-        return codes + moved
+        return codes + self.share * moved
 
     def lead_straight(self) -> None:
-        """Be the identity from now on, until the last layer learns again."""
-        nn.init.zeros_(self.expand.weight)
-        nn.init.zeros_(self.expand.bias)
+        """Be the identity from now on, until the share of what the blocks make is learned again."""
+        nn.init.zeros_(self.share)

@@ -51,11 +51,16 @@ def columns(
 
 
 def staggered(hardness: Float[Tensor, ""], members: Sequence[Quantizer], stagger: float) -> None:
-    """Give members their hardness: the i-th of n begins when that of the whole is i * stagger / n, all end at 1."""
+    """Give members their hardness, each over a part of the whole: the i-th of n begins at i * stagger / n.
+
+    All parts are as long as that of the last, which ends at 1.
+    """
     number = len(members)
     length = 1 - stagger * (number - 1) / number
     for place, member in enumerate(members):
-        member.hardness.copy_(((hardness - place * stagger / number) / length).clamp(0, 1))
+        share = ((hardness - place * stagger / number) / length).clamp(0, 1)
+        # At the end to the last digit, whatever rounding leaves of it.
+        member.hardness.copy_(torch.where(hardness == 1, 1.0, share))
         member.pass_on_hardness()
 
 

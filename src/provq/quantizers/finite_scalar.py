@@ -92,7 +92,7 @@ class FiniteScalarQuantizer(Quantizer):
     @property
     def residual_scale(self) -> Float[Tensor, " code_dim"]:
         """Half a step of the grid, in each dimension."""
-        return 0.5 / self.half_widths
+        return 0.5 / (self.half_widths - self.offsets)
 
     @property
     def float32_buffers(self) -> tuple[str, ...]:

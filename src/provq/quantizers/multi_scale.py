@@ -263,7 +263,7 @@ class _Scale(NamedTuple):
         is_first = keep & (first.gather(1, of_window) == positions)
         spread = own[:, self.window_of_position]
         placed = torch.where(is_first.reshape(is_first.shape + (1,) * (own.ndim - 2)), spread, -1)
-        return placed.reshape(*self.shape, *own.shape[2:])
+        return placed.reshape((*self.shape, *own.shape[2:]))
 
     def gathered(self, placed: Int[Tensor, "..."]) -> Int[Tensor, "items windows *codebooks"]:
         """The indices of windows, wherever in them they stand; -1 where there is none."""
@@ -289,7 +289,7 @@ class _Neighbours(NamedTuple):
         """Of places among windows whose centres are at 0, 1, 2, ...; beyond the ends there is one window alone."""
         places = places.clamp(0, windows - 1)
         left = places.floor().long()
-        return cls(left, (left + 1).clamp_max(windows - 1), places - left)
+        return cls(left, places.ceil().long(), places - left)
 
     def between(
         self, grid: Float[Tensor, "items *grid dim"], there: Bool[Tensor, "items *grid 1"], axis: int

@@ -92,7 +92,7 @@ class ResidualQuantizer(Quantizer):
         indices = self._greedy(u, lambda stage, rest: stage.choose(rest, keep))
         if not self.training or not self.dropout:
             return indices
-        stages, items = len(self.members) * self.rounds, u.shape[:1]
+        stages, items = len(self.members) * self.rounds, u.shape[:-1][:1]
         depth = torch.randint(1, stages + 1, items, device=u.device)
         depth = torch.where(torch.rand(items, device=u.device) < self.dropout, depth, stages)
         depth = depth.reshape(-1, *(1,) * (indices.ndim - 1))
@@ -139,9 +139,17 @@ class ResidualQuantizer(Quantizer):
         staggered(self.hardness, self.members, self.stagger)
 
     def begin(self, u: Float[Tensor, "*batch code_dim"], keep: Bool[Tensor, "*batch"]) -> None:
-        """Start each stage on what the ones before it leave."""
-        if self.awaits_latents:
-            self._in_turn(u, lambda stage, rest: stage.begin(rest, keep))
+        """Start each stage on what the ones before it leave, then on what it is given in all rounds."""
+        starting = [stage for stage in self.members if stage.awaits_latents]
+        if not starting:
+            return
+        self._in_turn(u, lambda stage, rest: stage.begin(rest, keep))
+        if self.rounds > 1:
+            kept = torch.stack([keep] * self.rounds, -1)
+            for stage, rests in self._of_all_rounds(u):
+                if stage in starting:
+                    stage.found_on_next_batch()
+                    stage.begin(rests, kept)
 
     @torch.no_grad()
     def adapt(
@@ -158,6 +166,9 @@ class ResidualQuantizer(Quantizer):
             UserError: There are fewer latents over all ranks than codes of a stage.
         """
         self._in_turn(latents, lambda stage, rest: stage.found(rest))
+        if self.rounds > 1:
+            for stage, rests in self._of_all_rounds(latents):
+                stage.found(rests.flatten(0, 1))
 
     def baked(self) -> "ResidualQuantizer":
         """With each stage baked."""
@@ -210,6 +221,15 @@ class ResidualQuantizer(Quantizer):
         for (stage, own), scale in zip(self._columns(indices), self._scales(), strict=True):
             yield stage, rest / scale, own
             rest = rest - stage.codes(own).detach() * scale
+
+    @torch.no_grad()
+    def _of_all_rounds(
+        self, u: Float[Tensor, "*batch code_dim"]
+    ) -> list[tuple[Quantizer, Float[Tensor, "*batch rounds code_dim"]]]:
+        """Each stage with what it is given in all rounds: its codes have to serve the small rests too."""
+        given = [rest for _, rest, _ in self._given(u, self.assign(u))]
+        number = len(self.members)
+        return [(stage, torch.stack(given[place::number], -2)) for place, stage in enumerate(self.members)]
 
     @torch.no_grad()
     def _in_turn(self, u: Float[Tensor, "*batch code_dim"], do: Callable[[Quantizer, Tensor], None]) -> None:

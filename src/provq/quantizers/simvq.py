@@ -1,7 +1,7 @@
 """SimVQ: a frozen codebook seen through a learned map, so that all codes move together (arXiv 2411.02038)."""
 
 import math
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,6 +41,7 @@ class SimVQ(Quantizer):
     """
 
     base: Tensor
+    founded: Tensor
 
     @checked
     def __init__(
@@ -69,6 +70,9 @@ class SimVQ(Quantizer):
             self.learned: nn.Module = nn.Linear(length, length, bias=False)
         else:
             self.learned = nn.Sequential(nn.Linear(length, 2 * length), nn.GELU(), nn.Linear(2 * length, length))
+        self.register_buffer("founded", torch.tensor(True))
+        # The buffer is the saved state; forward reads this copy of it, which a compiler can branch on.
+        self._is_founded = True
         self._is_resting = False
 
     def relax(self, z: Float[Tensor, "*batch code_dim"]) -> Float[Tensor, "*batch code_dim"]:
@@ -114,23 +118,31 @@ class SimVQ(Quantizer):
         awake = 0.0 if self._is_resting else self.codebook_weight
         return mean_square(u, q.detach(), keep) * weight + mean_square(u.detach(), q, keep) * awake
 
-    @torch.no_grad()
+    def begin(self, u: Float[Tensor, "*batch code_dim"], keep: Bool[Tensor, "*batch"]) -> None:
+        """Settle on the first training batch that has any token, where `found_on_next_batch` asked for it."""
+        if self.awaits_latents:
+            self._settle(u.reshape(-1, self.code_dim), keep.flatten())
+
     def found(self, latents: Float[Tensor, "n code_dim"]) -> None:
         """Put the fixed vectors on the k-means centres of the latents, and let the map be the identity.
 
         Raises:
             UserError: There are fewer latents over all ranks than codes.
         """
-        keep = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
-        centres, counts = kmeans(latents.float(), keep, self.codebook_size)
-        if not counts.any():
+        self.found_on_next_batch()
+        self._settle(latents.float(), torch.ones(len(latents), dtype=torch.bool, device=latents.device))
+        if not self._is_founded:
             raise UserError("SimVQ: found needs latents, and got none on any rank")
-        self.base.copy_(centres)
-        if isinstance(self.learned, nn.Linear):
-            nn.init.eye_(self.learned.weight)
-        elif isinstance(self.learned, nn.Sequential):
-            for parameter in self.learned[-1].parameters():
-                nn.init.zeros_(parameter)
+
+    def found_on_next_batch(self) -> None:
+        """Forget that the codes were settled; the next training batch settles them anew."""
+        self.founded.fill_(False)
+        self._is_founded = False
+
+    @property
+    def awaits_latents(self) -> bool:
+        """Whether k-means is to settle the codes on the next latents."""
+        return not self._is_founded and not self._is_resting
 
     @property
     def codes_to_found(self) -> int:
@@ -154,3 +166,22 @@ class SimVQ(Quantizer):
         learned = next(self.learned.parameters()).dtype
         mapped: Tensor = self.learned(vectors.to(learned)).float()
         return mapped if self.map == "linear" else vectors + mapped
+
+    @torch.no_grad()
+    def _settle(self, vectors: Float[Tensor, "n code_dim"], keep: Bool[Tensor, " n"]) -> None:
+        centres, counts = kmeans(vectors, keep, self.codebook_size)
+        # Without a token on any rank there is nothing to settle on yet; a compiler is not stopped for that case.
+        if not torch.compiler.is_compiling() and not counts.any():
+            return
+        self.base.copy_(centres)
+        if isinstance(self.learned, nn.Linear):
+            nn.init.eye_(self.learned.weight)
+        elif isinstance(self.learned, nn.Sequential):
+            for parameter in self.learned[-1].parameters():
+                nn.init.zeros_(parameter)
+        self.founded.fill_(True)
+        self._is_founded = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._is_founded = bool(self.founded)
