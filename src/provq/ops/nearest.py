@@ -45,7 +45,11 @@ def _nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
 
             return nearest_code_triton((vectors - centre).contiguous(), (codebook - centre).contiguous())
         if vectors.device.type == "cpu" and vectors.shape[1] <= _DIM_OF_FAISS and _is_installed("faiss"):
-            return _by_faiss(vectors - centre, codebook - centre)
+            found = _by_faiss(vectors - centre, codebook - centre)
+            lost = (found < 0).nonzero().flatten()  # so long that their squares are infinite
+            if len(lost):
+                found[lost] = _by_blocks(vectors[lost], codebook, centre)
+            return found
         return _by_blocks(vectors, codebook, centre)
 
 

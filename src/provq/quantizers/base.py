@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from provq.errors import CodeIndexError, UserError
+from provq.ops.collectives import sum_over_ranks
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 QuantizerType = TypeVar("QuantizerType", bound="Quantizer")
@@ -71,6 +72,11 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def codes(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "*batch code_dim"]:
         """The codes at indices that are known to be in range; -1 stands for zeros."""
+
+    def has_token(self, indices: Int[Tensor, "..."]) -> Bool[Tensor, "*batch"]:
+        """Hook: where there is something to decode; where any index is not -1, by default."""
+        present = indices != -1
+        return present if len(self.codebook_sizes) == 1 else present.any(-1)
 
     @abstractmethod
     def estimate(
@@ -128,18 +134,15 @@ class Quantizer(nn.Module, ABC):
     def evidence(
         self, u: Float[Tensor, "*batch code_dim"], keep: Bool[Tensor, "*batch"]
     ) -> Float[Tensor, "n code_dim"]:
-        """Hook: the vectors of a batch that `found` is to settle a codebook on; the kept ones by default."""
+        """Hook: the vectors of a batch that `found` is to be given; the kept ones by default."""
         return u[keep]
 
-    def found(self, latents: Float[Tensor, "n code_dim"]) -> None:
-        """Hook: settle the codebook anew on vectors of this rank, as `evidence` gives them. Nothing by default.
-
-        All ranks must call it together.
-        """
+    def settle(self, latents: Float[Tensor, "n code_dim"]) -> None:
+        """Hook: settle the codebook anew on vectors of this rank that `found` has seen to. Nothing by default."""
 
     @property
     def codes_to_found(self) -> int:
-        """Hook: how many codes `found` settles; a hand-over passes over a quantizer where it is 0, the default."""
+        """Hook: the fewest vectors that `found` can settle on; a hand-over passes over a quantizer where it is 0."""
         return max((member.codes_to_found for member in self.members), default=0)
 
     def rest(self, resting: bool) -> None:
@@ -182,8 +185,9 @@ class Quantizer(nn.Module, ABC):
         """
         self._check(z, mask)
         with torch.autocast(z.device.type, enabled=False):
-            # 0 times what is not finite is not 0; several times faster than isfinite().all().
-            finite = (z.detach() * 0).sum(-1) == 0
+            # In float32, which is what is quantized. The largest value is not finite where any is not: several times
+            # faster than isfinite().all().
+            finite = z.detach().float().abs().amax(-1).isfinite()
             keep = finite if mask is None else finite & mask
             u = self.enter(torch.where(finite[..., None], z, 0.0))
             if self.training:
@@ -202,6 +206,34 @@ class Quantizer(nn.Module, ABC):
         return Quantized(values, torch.where(_leading(keep, indices), indices, -1), loss)
 
     @final
+    def found(self, latents: Float[Tensor, "..."]) -> None:
+        """Settle the codebooks anew on vectors of this rank, as `evidence` gives them, and forget the old ones.
+
+        All ranks must call it together. It does nothing where there is no codebook to settle.
+
+        Raises:
+            UserError: The vectors have another length than codes, one of them is not finite, or there are fewer over
+                all ranks than codes; nothing has changed then.
+        """
+        if latents.ndim != 2 or latents.shape[1] != self.code_dim or not latents.is_floating_point():
+            raise UserError(
+                f"{type(self).__name__}: latents must be floating-point and of shape (n, {self.code_dim}), "
+                f"got {latents.dtype} of shape {tuple(latents.shape)}"
+            )
+        latents = latents.float()
+        # Added up before anyone stops, so that all ranks stop together.
+        wrong = sum_over_ranks((~latents.isfinite()).sum())
+        number = sum_over_ranks(torch.tensor(len(latents), device=latents.device))
+        if wrong:
+            raise UserError(f"{type(self).__name__}: latents must be finite, {int(wrong)} values are not")
+        if self.codes_to_found:
+            if not number:
+                raise UserError(f"{type(self).__name__}: found needs latents, and got none on any rank")
+            if self.members:  # before the first of them settles; k-means itself looks for one alone
+                check_enough(self, int(number))
+            self.settle(latents)
+
+    @final
     def enter(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch code_dim"]:
         """Vectors as codes are compared with them: in float32, projected where codes have another length, relaxed."""
         return self.relax(_projected(z.float(), self.project_in))
@@ -218,8 +250,11 @@ class Quantizer(nn.Module, ABC):
         Raises:
             CodeIndexError: An index is neither -1 nor that of a code. (An IndexError and a ValueError.)
         """
-        several = len(self.codebook_sizes) != 1
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise UserError(f"{type(self).__name__}: indices must be whole numbers, got {indices.dtype}")
+        indices = indices.long()
         sizes = torch.tensor(self.codebook_sizes or (0,), device=indices.device)
+        several = len(self.codebook_sizes) != 1
         if several and (indices.ndim == 0 or indices.shape[-1] != len(self.codebook_sizes)):
             raise UserError(
                 f"{type(self).__name__}: the last axis of indices must have one entry a codebook, "
@@ -233,11 +268,8 @@ class Quantizer(nn.Module, ABC):
                     f"{type(self).__name__}: indices must be those of {self.codebook_sizes} codes, "
                     f"or -1 where there is none, got {int(wrong[0])}"
                 )
-        present = indices != -1
         values = self.leave(self.codes(indices))
-        if self.project_out is None:
-            return values
-        return torch.where((present.any(-1) if several else present)[..., None], values, 0.0)
+        return torch.where(self.has_token(indices)[..., None], values, 0.0)
 
     @final
     def codebook_parameters(self) -> list[nn.Parameter]:
@@ -258,6 +290,8 @@ class Quantizer(nn.Module, ABC):
         return self.hardness if self.training else 1.0
 
     def _check(self, z: Tensor, mask: Tensor | None) -> None:
+        if not z.is_floating_point():
+            raise UserError(f"{type(self).__name__}: z must be floating-point, got {z.dtype}")
         if z.ndim == 0 or z.shape[-1] != self.dim:
             raise UserError(
                 f"{type(self).__name__}: the last axis of z must be dim={self.dim}, got shape {tuple(z.shape)}; "
@@ -301,6 +335,20 @@ def outermost(model: nn.Module) -> dict[str, Quantizer]:
         if isinstance(part, Quantizer) and not any(_is_within(name, outer) for outer in found):
             found[name] = part
     return found
+
+
+def check_enough(quantizer: Quantizer, vectors: int) -> None:
+    """See to it that there are vectors for all codes.
+
+    Raises:
+        UserError: There are fewer than codes, over all ranks.
+    """
+    codes = quantizer.codes_to_found
+    if codes and vectors < codes:
+        raise UserError(
+            f"{type(quantizer).__name__}: k-means needs at least as many vectors as codes: codebook_size={codes}, "
+            f"vectors={vectors}; give more vectors at once, take fewer codes, or start from init='normal'"
+        )
 
 
 def projecting_as(other: Quantizer, made: QuantizerType) -> QuantizerType:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from provq.errors import UsageError
-from provq.quantizers.base import Quantizer
+from provq.ops.collectives import sum_over_ranks
+from provq.quantizers.base import Quantizer, check_enough
 
 
 def check_members(owner: str, argument: str, members: Sequence[Quantizer]) -> None:
@@ -28,8 +29,22 @@ def check_members(owner: str, argument: str, members: Sequence[Quantizer]) -> No
                 f"{owner}: {argument}[{place}] projects from dim={member.dim} to {member.code_dim} by itself; "
                 f"let its dim be the length of its codes, and give dim={member.dim} to the {owner}"
             )
-        if any(member is other for other in members[:place]):
-            raise UsageError(f"{owner}: {argument}[{place}] stands there twice; each needs a codebook of its own")
+        parts = set(member.modules())
+        if any(parts & set(other.modules()) for other in members[:place]):
+            raise UsageError(
+                f"{owner}: {argument}[{place}] stands there twice, or a part of it; each needs its own codebook"
+            )
+
+
+def check_start(owner: Quantizer, keep: Bool[Tensor, "*batch"]) -> None:
+    """See to it that a first batch has enough tokens for all members, before the first of them settles on it.
+
+    Raises:
+        UserError: There are fewer tokens over all ranks than codes of a member, but not none.
+    """
+    # A compiled graph cannot stop to look; there k-means itself complains.
+    if not torch.compiler.is_compiling() and (number := int(sum_over_ranks(keep.sum()))):
+        check_enough(owner, number)
 
 
 def joined(owner: Quantizer, members: Sequence[Quantizer], parts: Sequence[Tensor]) -> Int[Tensor, "..."]:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from provq.quantizers.base import Quantizer, projecting_as
-from provq.quantizers.composite import check_members, columns, joined, staggered
+from provq.quantizers.composite import check_members, check_start, columns, joined, staggered
 from provq.spec import checked
 
 
@@ -100,6 +100,8 @@ class GroupedQuantizer(Quantizer):
 
     def begin(self, u: Float[Tensor, "*batch code_dim"], keep: Bool[Tensor, "*batch"]) -> None:
         """Start each group on its part."""
+        if self.awaits_latents:
+            check_start(self, keep)
         for group, part in self._parts(u):
             group.begin(part, keep)
 
@@ -110,14 +112,10 @@ class GroupedQuantizer(Quantizer):
         for (group, part), (_, own) in zip(self._parts(u), columns(self, self.members, indices), strict=True):
             group.adapt(part, own, keep)
 
-    def found(self, latents: Float[Tensor, "n code_dim"]) -> None:
-        """Settle each group on its part of the latents.
-
-        Raises:
-            UserError: There are fewer latents over all ranks than codes of a group.
-        """
+    def settle(self, latents: Float[Tensor, "n code_dim"]) -> None:
+        """Settle each group on its part of the latents."""
         for group, part in self._parts(latents):
-            group.found(part)
+            group.settle(part)
 
     def baked(self) -> "GroupedQuantizer":
         """With each group baked."""

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import embedding, normalize
 
-from provq.errors import UserError
 from provq.ops.kmeans import kmeans
 from provq.ops.mean_square import mean_square
 from provq.ops.nearest import nearest_code
@@ -105,8 +104,10 @@ class IndexBackpropQuantizer(Quantizer):
         self, u: Float[Tensor, "*batch code_dim"], q: Float[Tensor, "*batch code_dim"]
     ) -> Float[Tensor, "*batch code_dim"]:
         """The codes, with the gradient of the index to encoder and codebook, and that of the table to the one code."""
-        soft = index_gradient(u.reshape(-1, self.code_dim), self.table(), self.temperature)
-        return q + soft.view(q.shape)
+        table = self.table()
+        if self._is_resting:
+            q, table = q.detach(), table.detach()
+        return q + index_gradient(u.reshape(-1, self.code_dim), table, self.temperature).view(q.shape)
 
     def penalty(
         self,
@@ -132,16 +133,9 @@ class IndexBackpropQuantizer(Quantizer):
         if self.awaits_latents:
             self._settle(u.reshape(-1, self.code_dim), keep.flatten())
 
-    def found(self, latents: Float[Tensor, "n code_dim"]) -> None:
-        """Settle the codebook by k-means on latents.
-
-        Raises:
-            UserError: There are fewer latents over all ranks than codes.
-        """
-        self.found_on_next_batch()
-        self._settle(latents.float(), torch.ones(len(latents), dtype=torch.bool, device=latents.device))
-        if not self._is_founded:
-            raise UserError("IndexBackpropQuantizer: found needs latents, and got none on any rank")
+    def settle(self, latents: Float[Tensor, "n code_dim"]) -> None:
+        """Settle the codebook by k-means on latents."""
+        self._settle(latents, torch.ones(len(latents), dtype=torch.bool, device=latents.device))
 
     @property
     def codes_to_found(self) -> int:

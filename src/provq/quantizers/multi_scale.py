@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from provq.errors import UsageError
 from provq.ops import estimators
 from provq.quantizers.base import Quantizer, projecting_as
 from provq.quantizers.composite import check_members, columns, joined
@@ -45,6 +46,11 @@ class MultiScaleQuantizer(Quantizer):
         estimator: Literal["straight_through", "rotation"] = "straight_through",
     ) -> None:
         check_members("MultiScaleQuantizer", "quantizer", (quantizer,))
+        if quantizer.residual_scale is None and len(windows) > 1:
+            raise UsageError(
+                f"MultiScaleQuantizer: quantizer is a {type(quantizer).__name__} with codes on the unit sphere, "
+                "which do not add up; take distance='euclidean', or spherical=False"
+            )
         sizes = quantizer.codebook_sizes * len(windows)
         super().__init__(quantizer.dim if dim is None else dim, sizes, code_dim=quantizer.dim)
         self._quantizer = nn.ModuleList([quantizer])
@@ -78,9 +84,23 @@ class MultiScaleQuantizer(Quantizer):
         """The sum over scales of their codes, spread out over the grid; zeros where no scale has a token."""
         shape = indices.shape if len(self.codebook_sizes) == 1 else indices.shape[:-1]
         total = self.hardness.new_zeros(*shape, self.code_dim)
-        for scale, own in self._columns(indices):
-            total = total + scale.spread(*self._codes_of_windows(scale.gathered(own)))
-        return total
+        for scale, placed in self._columns(indices):
+            own = scale.gathered(placed)
+            total = total + scale.spread(self.quantizer.codes(own), self.quantizer.has_token(own))
+        return torch.where(self.has_token(indices)[..., None], total, 0.0)
+
+    def has_token(self, indices: Int[Tensor, "..."]) -> Bool[Tensor, "*batch"]:
+        """Whether the window of a position has a token, at the finest scale that an item has any tokens of.
+
+        So coarse scales alone decode to a whole grid, and what was masked at the finest of window 1 to zeros.
+        """
+        shape = indices.shape if len(self.codebook_sizes) == 1 else indices.shape[:-1]
+        present = torch.zeros(shape, dtype=torch.bool, device=indices.device)
+        for scale, placed in self._columns(indices):
+            of_windows = self.quantizer.has_token(scale.gathered(placed))
+            of_item = of_windows.any(1).reshape((*shape[:1], *(1,) * len(shape[1:])))
+            present = torch.where(of_item, scale.everywhere(of_windows), present)
+        return present
 
     def estimate(
         self, u: Float[Tensor, "*batch code_dim"], q: Float[Tensor, "*batch code_dim"]
@@ -124,13 +144,9 @@ class MultiScaleQuantizer(Quantizer):
         means, present = self._bands(u, keep)
         return means[present]
 
-    def found(self, latents: Float[Tensor, "n code_dim"]) -> None:
-        """Settle the quantizer on means, as `evidence` gives them.
-
-        Raises:
-            UserError: There are fewer of them over all ranks than codes.
-        """
-        self.quantizer.found(latents)
+    def settle(self, latents: Float[Tensor, "n code_dim"]) -> None:
+        """Settle the quantizer on means, as `evidence` gives them."""
+        self.quantizer.settle(latents)
 
     def baked(self) -> "MultiScaleQuantizer":
         """With its quantizer baked."""
@@ -153,12 +169,6 @@ class MultiScaleQuantizer(Quantizer):
             self.windows, columns(self, self.members * len(self.windows), indices), strict=True
         ):
             yield _Scale.of(shape, window, indices.device), own
-
-    def _codes_of_windows(
-        self, own: Int[Tensor, "b windows *codebooks"]
-    ) -> tuple[Float[Tensor, "b windows code_dim"], Bool[Tensor, "b windows"]]:
-        present = own != -1
-        return self.quantizer.codes(own), present if present.ndim == 2 else present.any(-1)
 
     @torch.no_grad()
     def _greedy(
@@ -236,7 +246,7 @@ class _Scale(NamedTuple):
     ) -> tuple[Float[Tensor, "items windows dim"], Bool[Tensor, "items windows"]]:
         """The mean over the kept positions of each window, and whether it has any."""
         values, keep = self._flat(values, 1), self._flat(keep)
-        shape = (len(keep), self.windows)
+        shape = (keep.shape[0], self.windows)
         counts = values.new_zeros(shape).index_add(1, self.window_of_position, keep.to(values.dtype))
         kept = torch.where(keep[..., None], values, 0.0)
         sums = values.new_zeros(*shape, values.shape[-1]).index_add(1, self.window_of_position, kept)
@@ -246,18 +256,24 @@ class _Scale(NamedTuple):
         self, values: Float[Tensor, "items windows dim"], present: Bool[Tensor, "items windows"]
     ) -> Float[Tensor, "*batch dim"]:
         """Values of windows over the grid, linear between their centres; windows that are not there have no say."""
-        grid = torch.where(present[..., None], values, 0.0).reshape(len(values), *self.windows_along, values.shape[-1])
-        there = present.reshape(len(values), *self.windows_along, 1)
+        grid = torch.where(present[..., None], values, 0.0).reshape(
+            values.shape[0], *self.windows_along, values.shape[-1]
+        )
+        there = present.reshape(values.shape[0], *self.windows_along, 1)
         for axis, neighbours in enumerate(self.neighbours, start=1):
             grid, there = neighbours.between(grid, there, axis)
         return grid.reshape(*self.shape, values.shape[-1])
+
+    def everywhere(self, of_windows: Bool[Tensor, "items windows"]) -> Bool[Tensor, "*batch"]:
+        """What is said of a window, said of its positions."""
+        return of_windows[:, self.window_of_position].reshape(self.shape)
 
     def placed(self, own: Int[Tensor, "items windows *codebooks"], keep: Bool[Tensor, "*batch"]) -> Int[Tensor, "..."]:
         """Indices of windows, each at the first kept position of its window; -1 elsewhere."""
         keep = self._flat(keep)
         positions = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
         of_window = self.window_of_position.expand_as(keep)
-        first = torch.full((len(keep), self.windows), keep.shape[1], device=keep.device).scatter_reduce(
+        first = torch.full((keep.shape[0], self.windows), keep.shape[1], device=keep.device).scatter_reduce(
             1, of_window, torch.where(keep, positions, keep.shape[1]), "amin"
         )
         is_first = keep & (first.gather(1, of_window) == positions)
@@ -268,7 +284,7 @@ class _Scale(NamedTuple):
     def gathered(self, placed: Int[Tensor, "..."]) -> Int[Tensor, "items windows *codebooks"]:
         """The indices of windows, wherever in them they stand; -1 where there is none."""
         flat = self._flat(placed, placed.ndim - len(self.shape))
-        nothing = torch.full((len(flat), self.windows, *flat.shape[2:]), -1, device=flat.device)
+        nothing = torch.full((flat.shape[0], self.windows, *flat.shape[2:]), -1, device=flat.device)
         of_window = self.window_of_position.reshape(1, -1, *(1,) * (flat.ndim - 2)).expand_as(flat)
         return nothing.scatter_reduce(1, of_window, flat, "amax")
 

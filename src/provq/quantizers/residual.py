@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from provq.errors import UsageError
 from provq.ops import estimators
 from provq.quantizers.base import Quantizer, projecting_as
-from provq.quantizers.composite import check_members, columns, joined, staggered
+from provq.quantizers.composite import check_members, check_start, columns, joined, staggered
 from provq.spec import checked
 
 
@@ -143,6 +143,7 @@ class ResidualQuantizer(Quantizer):
         starting = [stage for stage in self.members if stage.awaits_latents]
         if not starting:
             return
+        check_start(self, keep)
         self._in_turn(u, lambda stage, rest: stage.begin(rest, keep))
         if self.rounds > 1:
             kept = torch.stack([keep] * self.rounds, -1)
@@ -159,16 +160,12 @@ class ResidualQuantizer(Quantizer):
         for stage, rest, own in list(self._given(u, indices)):
             stage.adapt(rest, own, keep & _has_token(own, keep))
 
-    def found(self, latents: Float[Tensor, "n code_dim"]) -> None:
-        """Settle each stage on what the ones before it leave of the latents.
-
-        Raises:
-            UserError: There are fewer latents over all ranks than codes of a stage.
-        """
-        self._in_turn(latents, lambda stage, rest: stage.found(rest))
+    def settle(self, latents: Float[Tensor, "n code_dim"]) -> None:
+        """Settle each stage on what the ones before it leave of the latents, then on what it is given in all rounds."""
+        self._in_turn(latents, lambda stage, rest: stage.settle(rest))
         if self.rounds > 1:
             for stage, rests in self._of_all_rounds(latents):
-                stage.found(rests.flatten(0, 1))
+                stage.settle(rests.flatten(0, 1))
 
     def baked(self) -> "ResidualQuantizer":
         """With each stage baked."""

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from provq.errors import UserError
 from provq.ops import estimators
 from provq.ops.kmeans import kmeans
 from provq.ops.mean_square import mean_square
@@ -123,16 +122,9 @@ class SimVQ(Quantizer):
         if self.awaits_latents:
             self._settle(u.reshape(-1, self.code_dim), keep.flatten())
 
-    def found(self, latents: Float[Tensor, "n code_dim"]) -> None:
-        """Put the fixed vectors on the k-means centres of the latents, and let the map be the identity.
-
-        Raises:
-            UserError: There are fewer latents over all ranks than codes.
-        """
-        self.found_on_next_batch()
-        self._settle(latents.float(), torch.ones(len(latents), dtype=torch.bool, device=latents.device))
-        if not self._is_founded:
-            raise UserError("SimVQ: found needs latents, and got none on any rank")
+    def settle(self, latents: Float[Tensor, "n code_dim"]) -> None:
+        """Put the fixed vectors on the k-means centres of the latents, and let the map be the identity."""
+        self._settle(latents, torch.ones(len(latents), dtype=torch.bool, device=latents.device))
 
     def found_on_next_batch(self) -> None:
         """Forget that the codes were settled; the next training batch settles them anew."""

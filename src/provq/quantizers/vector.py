@@ -242,19 +242,10 @@ class VectorQuantizer(Quantizer):
         if self.reviving:
             self._revive(vectors, keep)
 
-    def found(self, latents: Float[Tensor, "n code_dim"]) -> None:
-        """Settle the codebook by k-means on latents, and forget all statistics of the old one.
-
-        Raises:
-            UserError: There are fewer latents over all ranks than codes.
-        """
-        if self.update == "frozen":
-            return
-        self.found_on_next_batch()
-        vectors = self._vectors(latents.float())
+    def settle(self, latents: Float[Tensor, "n code_dim"]) -> None:
+        """Settle the codebook by k-means on all heads of latents, and forget all statistics of the old one."""
+        vectors = self._vectors(latents)
         self._settle(vectors, torch.ones(len(vectors), dtype=torch.bool, device=latents.device))
-        if not self._is_founded:
-            raise UserError("VectorQuantizer: found needs latents, and got none on any rank")
 
     def load_codebook(self, codes: Float[Tensor, "codes codebook_dim"]) -> None:
         """Take these codes, such as pretrained ones, and forget all statistics of the old ones.
@@ -262,17 +253,18 @@ class VectorQuantizer(Quantizer):
         Raises:
             UserError: Their shape is not (codebook_size, codebook_dim), or one of them is not finite.
         """
-        if codes.shape != self.codebook.shape or not codes.isfinite().all():
+        wrong = int((~codes.isfinite()).sum())
+        if codes.shape != self.codebook.shape or wrong:
             raise UserError(
                 f"VectorQuantizer: codes must be finite and of shape {tuple(self.codebook.shape)}, "
-                f"got shape {tuple(codes.shape)}"
+                f"got shape {tuple(codes.shape)} with {wrong} values that are not finite"
             )
         self._take(codes, torch.ones(self.codebook_size, device=self.codebook.device))
 
     @property
     def codes_to_found(self) -> int:
-        """All of them, unless they are frozen."""
-        return 0 if self.update == "frozen" else self.codebook_size
+        """A latent a code, or a head; none where codes are frozen."""
+        return 0 if self.update == "frozen" else -(-self.codebook_size // self.heads)
 
     def rest(self, resting: bool) -> None:
         """Leave the codebook as it is, whatever latents pass, or take up learning again."""
@@ -328,7 +320,8 @@ class VectorQuantizer(Quantizer):
 
     def _missing_entropy(self, u: Float[Tensor, "*batch code_dim"], keep: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
         of_heads = self._of_heads(keep)
-        usage = soft_usage(self._vectors(u), self.table(), of_heads, self.diversity_temperature)
+        table = self.table().detach() if self._is_resting else self.table()
+        usage = soft_usage(self._vectors(u), table, of_heads, self.diversity_temperature)
         if self.training:
             usage = mean_over_ranks(usage, of_heads.sum())
         # Far codes have the share 0, where the entropy is 0 too and its gradient must stay finite.
