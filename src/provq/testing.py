@@ -123,6 +123,20 @@ def gradient_reaches_the_encoder(make: Make) -> None:
         _require(gradient is not None and bool(gradient.abs().sum() > 0), f"gradient is zero at hardness {hardness}")
 
 
+def two_passes_share_a_backward(make: Make) -> None:
+    """A quantizer that is called twice, at two hardnesses, still passes the gradients of both calls."""
+    quantizer, z = _started(make)
+    z = z.clone().requires_grad_()
+    losses = []
+    for hardness in (0.5, 1.0):
+        quantizer.hardness.fill_(hardness)
+        quantized, _, loss = quantizer(z)
+        losses.append(quantized.square().sum() + loss)
+    loss = torch.stack(losses).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    _require(z.grad is not None and bool(z.grad.isfinite().all()), "two passes have no finite gradient")
+
+
 def a_code_is_its_own_nearest(make: Make) -> None:
     """The values of an index are assigned to that index again, or to an equal code.
 
@@ -250,7 +264,11 @@ def search_is_float32_under_autocast(make: Make) -> None:
     expected = quantizer(short.float()).indices
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = quantizer(short)
+        entered = quantizer.enter(short)
+        tokens = quantizer.assign(entered)
     _require(torch.equal(found.indices, expected), "autocast changes indices")
+    _require(entered.dtype == torch.float32, f"autocast lets latents be compared as {entered.dtype}")
+    _require(not quantizer.codebook_sizes or torch.equal(tokens, expected), "autocast changes what `assign` gives")
     _require(found.quantized.dtype == torch.bfloat16, f"bfloat16 latents come out as {found.quantized.dtype}")
 
 
@@ -320,6 +338,7 @@ QUANTIZER_LAWS: tuple[Law, ...] = (
     evaluation_ignores_hardness,
     indices_are_in_range,
     gradient_reaches_the_encoder,
+    two_passes_share_a_backward,
     a_code_is_its_own_nearest,
     absent_tokens_are_zero,
     padding_changes_nothing,

@@ -90,12 +90,16 @@ class Tokenizer(nn.Module):
         """
         several = len(self.codebook_sizes) > 1
         sizes = torch.tensor(self.codebook_sizes or (0,), device=indices.device)
-        wrong = (indices < (-1 if several else 0)) | (indices >= (sizes if several else sizes[0]))
+        absent_may_be = several or any(True for _ in self.quantizer.members)
+        wrong = (indices < (-1 if absent_may_be else 0)) | (indices >= (sizes if several else sizes[0]))
         if wrong.any():
             raise UserError(
                 f"token {int(indices[wrong][0])} is out of range: this tokenizer has codebooks of {self.codebook_sizes}"
             )
-        output: Tensor = self.decoder(self.quantizer.lookup(indices))
+        values = self.quantizer.lookup(indices)
+        # A quantizer computes in float32 even where the model was cast.
+        kind = next((parameter.dtype for parameter in self.decoder.parameters()), values.dtype)
+        output: Tensor = self.decoder(values.to(kind))
         return output
 
     @property

@@ -57,7 +57,7 @@ FIXED = {
     "lookup-free": lambda: LookupFreeQuantizer(4, dim=6),
     "residual": lambda: ResidualQuantizer([LookupFreeQuantizer(6) for _ in range(2)]),
     "grouped": lambda: GroupedQuantizer([FiniteScalarQuantizer([5, 4]), vector(4, 7, update="frozen")]),
-    "multi-scale": lambda: MultiScaleQuantizer(LookupFreeQuantizer(6), (2, 1)),
+    "multi-scale": lambda: MultiScaleQuantizer(VectorQuantizer(6, 8, update="frozen", init="normal"), (2, 1)),
 }
 
 

@@ -45,6 +45,8 @@ MAKES = {
     "vector-heads": partial(vector, heads=2),
     "vector-ema-heads-projected": partial(ema, heads=2, codebook_dim=4, estimator="rotation"),
     "vector-penalties": partial(vector, orthogonal_weight=1.0, diversity_weight=0.1),
+    "vector-ema-diversity": partial(ema, diversity_weight=0.1),
+    "vector-revived-penalties": partial(vector, revive_below=0.5, orthogonal_weight=1.0, diversity_weight=0.1),
     "vector-bridge": partial(VectorQuantizer, 6, 300, bridge_blocks=1, init="normal"),
     "simvq": partial(SimVQ, 6, 16),
     "simvq-mlp-projected": partial(SimVQ, 6, 16, map="mlp", codebook_dim=4, estimator="rotation"),

@@ -70,7 +70,7 @@ def relative_error(quantizer: Quantizer, latents: Tensor) -> float:
     if not quantizer.codebook_sizes:
         return float("nan")
     exact = latents.double()
-    errors = (exact - quantizer.codes(quantizer.assign(latents)).double()).square().sum()
+    errors = (exact - quantizer.codes_of_evidence(latents).double()).square().sum()
     moments = torch.cat([exact.sum(0), exact.square().sum()[None], errors[None], exact.new_tensor([len(exact)])])
     *sums, squares, error, number = sum_over_ranks(moments).tolist()
     if number == 0:

@@ -23,25 +23,25 @@ def sum_over_ranks(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]
 
 
 def mean_over_ranks(mean: Float[Tensor, " n"], number: Int[Tensor, ""]) -> Float[Tensor, " n"]:
-    """The mean over the tokens of all ranks, of which this rank has `number`; its gradient is that of this rank's mean.
+    """The mean over the tokens of all ranks, of which this rank has `number`.
 
-    So gradients that are averaged over ranks afterwards are those of one process with all tokens.
+    The gradient is that of this rank's share, such that gradients that are averaged over ranks afterwards are those of
+    one process with all tokens.
     """
     everywhere: Tensor = _mean_over_ranks(mean.detach(), number)
-    return mean + (everywhere - mean).detach()
+    total, own = everywhere[-1].clamp_min(1), number * ranks()
+    return everywhere[:-1] + (mean - mean.detach()) * (own / total)
 
 
 @torch.library.custom_op("provq::mean_over_ranks", mutates_args=())
 def _mean_over_ranks(mean: Tensor, number: Tensor) -> Tensor:
-    if ranks() == 1:
-        return mean.clone()
     total = sum_over_ranks(torch.cat([mean * number, number[None].to(mean.dtype)]))
-    return total[:-1] / total[-1].clamp_min(1)
+    return torch.cat([total[:-1] / total[-1].clamp_min(1), total[-1:]])
 
 
 @_mean_over_ranks.register_fake
 def _(mean: Tensor, number: Tensor) -> Tensor:
-    return torch.empty_like(mean)
+    return mean.new_empty(mean.shape[0] + 1)
 
 
 def rows_of_all_ranks(rows: Float[Tensor, "n dim"]) -> Float[Tensor, "total dim"]:

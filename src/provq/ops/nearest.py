@@ -40,7 +40,7 @@ def _nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     with torch.autocast(vectors.device.type, enabled=False):
         # Far from the origin the norms would drown the differences, and only differences matter.
         centre = codebook.mean(0)
-        if vectors.device.type == "cuda" and _is_installed("triton"):
+        if vectors.device.type == "cuda" and _is_installed("triton") and _has_bfloat16_cores(vectors.device):
             from provq.ops.nearest_triton import nearest_code_triton
 
             return nearest_code_triton((vectors - centre).contiguous(), (codebook - centre).contiguous())
@@ -61,6 +61,11 @@ def _(vectors: Tensor, codebook: Tensor) -> Tensor:
 @cache
 def _is_installed(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
+
+
+@cache
+def _has_bfloat16_cores(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _by_faiss(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, " n"]:
@@ -127,4 +132,5 @@ def _largest(scores: Float[Tensor, "rows columns"]) -> tuple[Int[Tensor, " rows"
 def _first_equal(values: Float[Tensor, "rows columns"], wanted: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
     width = values.shape[1]
     countdown = torch.arange(width, 0, -1, dtype=values.dtype, device=values.device)
-    return width - torch.where(values == wanted[:, None], countdown, 0.0).amax(1).long()
+    # Where a value is not a number none is equal, and any column is as good as another.
+    return (width - torch.where(values == wanted[:, None], countdown, 0.0).amax(1).long()).clamp_max(width - 1)

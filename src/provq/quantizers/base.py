@@ -102,7 +102,8 @@ class Quantizer(nn.Module, ABC):
         self, u: Float[Tensor, "*batch code_dim"], values: Float[Tensor, "*batch code_dim"]
     ) -> Float[Tensor, "*batch code_dim"]:
         """Hook: what the decoder reads in training, between `u` and the codes; on the straight line by default."""
-        return torch.lerp(u, values, self.hardness)
+        # A copy, for the buffer may be written before the backward pass that needs its value.
+        return torch.lerp(u, values, self.hardness.clone())
 
     @property
     def members(self) -> tuple["Quantizer", ...]:
@@ -139,6 +140,10 @@ class Quantizer(nn.Module, ABC):
 
     def settle(self, latents: Float[Tensor, "n code_dim"]) -> None:
         """Hook: settle the codebook anew on vectors of this rank that `found` has seen to. Nothing by default."""
+
+    def codes_of_evidence(self, latents: Float[Tensor, "n code_dim"]) -> Float[Tensor, "n code_dim"]:
+        """Hook: the nearest codes of vectors as `evidence` gives them; of latents by default."""
+        return self.codes(self.assign(latents))
 
     @property
     def codes_to_found(self) -> int:
@@ -236,12 +241,14 @@ class Quantizer(nn.Module, ABC):
     @final
     def enter(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch code_dim"]:
         """Vectors as codes are compared with them: in float32, projected where codes have another length, relaxed."""
-        return self.relax(_projected(z.float(), self.project_in))
+        with torch.autocast(z.device.type, enabled=False):
+            return self.relax(_projected(z.float(), self.project_in))
 
     @final
     def leave(self, values: Float[Tensor, "*batch code_dim"]) -> Float[Tensor, "*batch dim"]:
         """What the decoder reads: the values themselves, projected back where codes have another length."""
-        return _projected(values, self.project_out)
+        with torch.autocast(values.device.type, enabled=False):
+            return _projected(values, self.project_out)
 
     @final
     def lookup(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "*batch dim"]:
@@ -287,7 +294,7 @@ class Quantizer(nn.Module, ABC):
     @property
     def weight_of_commitment(self) -> Tensor | float:
         """The factor in [0, 1] of a commitment that follows hardness; 1 in evaluation."""
-        return self.hardness if self.training else 1.0
+        return self.hardness.clone() if self.training else 1.0
 
     def _check(self, z: Tensor, mask: Tensor | None) -> None:
         if not z.is_floating_point():

@@ -1,6 +1,7 @@
 """What quantizers that are made of quantizers share: indices side by side, and hardness one after the other."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,7 +16,8 @@ def check_members(owner: str, argument: str, members: Sequence[Quantizer]) -> No
     """See to it that there are members, that each makes tokens, and that latents reach each of them as they are.
 
     Raises:
-        UsageError: There is none, one is no quantizer or makes no tokens, one projects, or one stands there twice.
+        UsageError: There is none, one is no quantizer or makes no tokens, one projects or needs a grid, or one stands
+            there twice.
     """
     if not isinstance(members, tuple) or not members:
         raise UsageError(f"{owner}: {argument} must hold at least one quantizer, got {members!r}")
@@ -24,6 +26,11 @@ def check_members(owner: str, argument: str, members: Sequence[Quantizer]) -> No
             raise UsageError(f"{owner}: {argument}[{place}] must be a quantizer, got {type(member).__name__}")
         if not member.codebook_sizes:
             raise UsageError(f"{owner}: {argument}[{place}] is a {type(member).__name__}, which makes no tokens")
+        if type(member).evidence is not Quantizer.evidence:
+            raise UsageError(
+                f"{owner}: {argument}[{place}] is a {type(member).__name__}, which settles on means over a whole grid; "
+                "let it be the outer one"
+            )
         if member.code_dim != member.dim:
             raise UsageError(
                 f"{owner}: {argument}[{place}] projects from dim={member.dim} to {member.code_dim} by itself; "
@@ -34,6 +41,11 @@ def check_members(owner: str, argument: str, members: Sequence[Quantizer]) -> No
             raise UsageError(
                 f"{owner}: {argument}[{place}] stands there twice, or a part of it; each needs its own codebook"
             )
+
+
+def baked_members(members: Sequence[Quantizer]) -> tuple[Quantizer, ...]:
+    """Members with plain tables, none of them shared with the old owner."""
+    return tuple(deepcopy(member) if (baked := member.baked()) is member else baked for member in members)
 
 
 def check_start(owner: Quantizer, keep: Bool[Tensor, "*batch"]) -> None:

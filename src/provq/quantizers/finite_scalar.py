@@ -90,8 +90,10 @@ class FiniteScalarQuantizer(Quantizer):
         return u.new_zeros(())
 
     @property
-    def residual_scale(self) -> Float[Tensor, " code_dim"]:
-        """Half a step of the grid, in each dimension."""
+    def residual_scale(self) -> Float[Tensor, " code_dim"] | None:
+        """Half a step over half the grid, in each dimension; two levels leave as much as they take."""
+        if min(self.levels) == 2:
+            return None
         return 0.5 / (self.half_widths - self.offsets)
 
     @property

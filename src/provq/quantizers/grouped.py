@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from provq.quantizers.base import Quantizer, projecting_as
-from provq.quantizers.composite import check_members, check_start, columns, joined, staggered
+from provq.quantizers.composite import baked_members, check_members, check_start, columns, joined, staggered
 from provq.spec import checked
 
 
@@ -119,8 +119,8 @@ class GroupedQuantizer(Quantizer):
 
     def baked(self) -> "GroupedQuantizer":
         """With each group baked."""
-        baked = tuple(group.baked() for group in self.members)
-        return projecting_as(self, GroupedQuantizer(baked, dim=self.dim, stagger=self.stagger))
+        baked = GroupedQuantizer(baked_members(self.members), dim=self.dim, stagger=self.stagger)
+        return projecting_as(self, baked)
 
     @property
     def residual_scale(self) -> Float[Tensor, " code_dim"] | float | None:

@@ -154,6 +154,8 @@ class IndexBackpropQuantizer(Quantizer):
     @property
     def awaits_latents(self) -> bool:
         """Whether k-means is to settle the codebook on the next latents."""
+        if not self._is_founded and not torch.compiler.is_compiling():
+            self._is_founded = bool(self.founded)  # the buffer may have come from another rank since
         return not self._is_founded and not self._is_resting
 
     @property
@@ -164,11 +166,12 @@ class IndexBackpropQuantizer(Quantizer):
     @torch.no_grad()
     def _settle(self, vectors: Float[Tensor, "n code_dim"], keep: Bool[Tensor, " n"]) -> None:
         centres, counts = kmeans(vectors, keep, self.codebook_size, spherical=self.distance == "cosine")
-        # Without a token on any rank there is nothing to settle on yet; a compiler is not stopped for that case.
+        # Without a token on any rank there is nothing to settle on yet. A compiled graph cannot stop to look: it keeps
+        # the codes, and the buffer says so.
         if not torch.compiler.is_compiling() and not counts.any():
             return
-        self.codebook.copy_(centres)
-        self.founded.fill_(True)
+        self.codebook.copy_(torch.where(counts.any(), centres, self.codebook))
+        self.founded.copy_(counts.any())
         self._is_founded = True
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

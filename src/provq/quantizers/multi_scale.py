@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from provq.errors import UsageError
 from provq.ops import estimators
 from provq.quantizers.base import Quantizer, projecting_as
-from provq.quantizers.composite import check_members, columns, joined
+from provq.quantizers.composite import baked_members, check_members, columns, joined
 from provq.spec import checked
 
 
@@ -46,10 +46,11 @@ class MultiScaleQuantizer(Quantizer):
         estimator: Literal["straight_through", "rotation"] = "straight_through",
     ) -> None:
         check_members("MultiScaleQuantizer", "quantizer", (quantizer,))
-        if quantizer.residual_scale is None and len(windows) > 1:
+        scale = quantizer.residual_scale
+        if len(windows) > 1 and not (isinstance(scale, float) and scale == 1):
             raise UsageError(
-                f"MultiScaleQuantizer: quantizer is a {type(quantizer).__name__} with codes on the unit sphere, "
-                "which do not add up; take distance='euclidean', or spherical=False"
+                f"MultiScaleQuantizer: quantizer is a {type(quantizer).__name__} whose codes do not find the scale of "
+                "what is left; take a learned codebook with distance='euclidean'"
             )
         sizes = quantizer.codebook_sizes * len(windows)
         super().__init__(quantizer.dim if dim is None else dim, sizes, code_dim=quantizer.dim)
@@ -144,13 +145,18 @@ class MultiScaleQuantizer(Quantizer):
         means, present = self._bands(u, keep)
         return means[present]
 
+    def codes_of_evidence(self, latents: Float[Tensor, "n code_dim"]) -> Float[Tensor, "n code_dim"]:
+        """The nearest codes of means."""
+        return self.quantizer.codes_of_evidence(latents)
+
     def settle(self, latents: Float[Tensor, "n code_dim"]) -> None:
         """Settle the quantizer on means, as `evidence` gives them."""
         self.quantizer.settle(latents)
 
     def baked(self) -> "MultiScaleQuantizer":
         """With its quantizer baked."""
-        baked = MultiScaleQuantizer(self.quantizer.baked(), self.windows, dim=self.dim, estimator=self.estimator)
+        (quantizer,) = baked_members(self.members)
+        baked = MultiScaleQuantizer(quantizer, self.windows, dim=self.dim, estimator=self.estimator)
         return projecting_as(self, baked)
 
     def sequence(self, indices: Int[Tensor, "b *grid codebooks"]) -> Int[Tensor, "b tokens codebooks_of_scale"]:

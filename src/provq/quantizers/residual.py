@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from provq.errors import UsageError
 from provq.ops import estimators
 from provq.quantizers.base import Quantizer, projecting_as
-from provq.quantizers.composite import check_members, check_start, columns, joined, staggered
+from provq.quantizers.composite import baked_members, check_members, check_start, columns, joined, staggered
 from provq.spec import checked
 
 
@@ -32,7 +32,7 @@ class ResidualQuantizer(Quantizer):
         stagger: How far stages harden one after the other, in [0, 1): 0 together, towards 1 each when the one before is
             hard. A soft stage passes all that is left on, so what the decoder reads hardens with the last stage;
             commitment to a stage follows its own hardness.
-        estimator: Which gradient passes the sum of codes.
+        estimator: Which gradient passes the sum of codes; those of the stages are not used.
 
     Raises:
         UsageError: There is no stage, dims differ, a stage projects by itself or has codes that do not add up, or an
@@ -57,8 +57,8 @@ class ResidualQuantizer(Quantizer):
         for place, stage in enumerate(stages):
             if stage.residual_scale is None:
                 raise UsageError(
-                    f"ResidualQuantizer: stages[{place}] is a {type(stage).__name__} with codes on the unit sphere, "
-                    "which do not add up; take distance='euclidean', or spherical=False"
+                    f"ResidualQuantizer: stages[{place}] is a {type(stage).__name__} whose codes do not add up: "
+                    "take distance='euclidean', spherical=False, or more than two levels"
                 )
         length = stages[0].dim
         sizes = tuple(size for stage in stages for size in stage.codebook_sizes) * rounds
@@ -118,7 +118,7 @@ class ResidualQuantizer(Quantizer):
         self, u: Float[Tensor, "*batch code_dim"], values: Float[Tensor, "*batch code_dim"]
     ) -> Float[Tensor, "*batch code_dim"]:
         """By the hardness of the last stage, which hardens last."""
-        return torch.lerp(u, values, self.members[-1].hardness)
+        return self.members[-1].blend(u, values)
 
     def penalty(
         self,
@@ -170,7 +170,7 @@ class ResidualQuantizer(Quantizer):
     def baked(self) -> "ResidualQuantizer":
         """With each stage baked."""
         baked = ResidualQuantizer(
-            tuple(stage.baked() for stage in self.members),
+            baked_members(self.members),
             dim=self.dim,
             rounds=self.rounds,
             dropout=self.dropout,

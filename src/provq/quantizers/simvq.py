@@ -134,6 +134,8 @@ class SimVQ(Quantizer):
     @property
     def awaits_latents(self) -> bool:
         """Whether k-means is to settle the codes on the next latents."""
+        if not self._is_founded and not torch.compiler.is_compiling():
+            self._is_founded = bool(self.founded)  # the buffer may have come from another rank since
         return not self._is_founded and not self._is_resting
 
     @property
@@ -156,22 +158,24 @@ class SimVQ(Quantizer):
 
     def _mapped(self, vectors: Float[Tensor, "*rows code_dim"]) -> Float[Tensor, "*rows code_dim"]:
         learned = next(self.learned.parameters()).dtype
-        mapped: Tensor = self.learned(vectors.to(learned)).float()
+        with torch.autocast(vectors.device.type, enabled=False):
+            mapped: Tensor = self.learned(vectors.to(learned)).float()
         return mapped if self.map == "linear" else vectors + mapped
 
     @torch.no_grad()
     def _settle(self, vectors: Float[Tensor, "n code_dim"], keep: Bool[Tensor, " n"]) -> None:
         centres, counts = kmeans(vectors, keep, self.codebook_size)
-        # Without a token on any rank there is nothing to settle on yet; a compiler is not stopped for that case.
+        # Without a token on any rank there is nothing to settle on yet. A compiled graph cannot stop to look: it keeps
+        # the vectors, and the buffer says so.
         if not torch.compiler.is_compiling() and not counts.any():
             return
-        self.base.copy_(centres)
+        self.base.copy_(torch.where(counts.any(), centres, self.base))
         if isinstance(self.learned, nn.Linear):
             nn.init.eye_(self.learned.weight)
         elif isinstance(self.learned, nn.Sequential):
             for parameter in self.learned[-1].parameters():
                 nn.init.zeros_(parameter)
-        self.founded.fill_(True)
+        self.founded.copy_(counts.any())
         self._is_founded = True
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

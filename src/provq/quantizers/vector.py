@@ -244,6 +244,8 @@ class VectorQuantizer(Quantizer):
 
     def settle(self, latents: Float[Tensor, "n code_dim"]) -> None:
         """Settle the codebook by k-means on all heads of latents, and forget all statistics of the old one."""
+        if self.update == "frozen":
+            return
         vectors = self._vectors(latents)
         self._settle(vectors, torch.ones(len(vectors), dtype=torch.bool, device=latents.device))
 
@@ -279,6 +281,8 @@ class VectorQuantizer(Quantizer):
     @property
     def awaits_latents(self) -> bool:
         """Whether k-means is to settle the codebook on the next latents."""
+        if not self._is_founded and not torch.compiler.is_compiling():
+            self._is_founded = bool(self.founded)  # the buffer may have come from another rank since
         return not self._is_founded and not self._is_resting
 
     def steady(self) -> None:
@@ -313,14 +317,18 @@ class VectorQuantizer(Quantizer):
 
     def _likeness(self) -> Float[Tensor, ""]:
         """The mean of squared cosines over pairs of different codes, through the smaller of the two Gram matrices."""
-        unit = normalize(self.table(), dim=1)
+        unit = normalize(self._table_of_now(), dim=1)
         # ||C C'|| = ||C' C|| in Frobenius' norm: no table of codes x codes. The diagonal holds `codebook_size` ones.
         pairs: Tensor = (unit.T @ unit).square().sum() - self.codebook_size
         return pairs / max(1, self.codebook_size * (self.codebook_size - 1))
 
+    def _table_of_now(self) -> Float[Tensor, "codes codebook_dim"]:
+        # A copy, since `adapt` writes the codebook before the backward pass that needs its values.
+        return self.table().clone()
+
     def _missing_entropy(self, u: Float[Tensor, "*batch code_dim"], keep: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
         of_heads = self._of_heads(keep)
-        table = self.table().detach() if self._is_resting else self.table()
+        table = self._table_of_now().detach() if self._is_resting else self._table_of_now()
         usage = soft_usage(self._vectors(u), table, of_heads, self.diversity_temperature)
         if self.training:
             usage = mean_over_ranks(usage, of_heads.sum())
@@ -332,10 +340,13 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def _settle(self, vectors: Float[Tensor, "n codebook_dim"], keep: Bool[Tensor, " n"]) -> None:
         centres, counts = kmeans(vectors, keep, self.codebook_size, spherical=self.distance == "cosine")
-        # Without a token on any rank there is nothing to settle on yet; a compiler is not stopped for that case.
+        # Without a token on any rank there is nothing to settle on yet. A compiled graph cannot stop to look: it keeps
+        # the codes, and the buffer says so.
         if not torch.compiler.is_compiling() and not counts.any():
             return
-        self._take(centres, counts)
+        any_token = counts.any()
+        self._take(torch.where(any_token, centres, self.codebook), torch.where(any_token, counts, 1.0))
+        self.founded.copy_(any_token)
 
     @torch.no_grad()
     def _take(self, codes: Float[Tensor, "codes codebook_dim"], counts: Float[Tensor, " codes"]) -> None:
@@ -349,8 +360,11 @@ class VectorQuantizer(Quantizer):
         self._is_founded = True
 
     def _revive(self, vectors: Float[Tensor, "n codebook_dim"], keep: Bool[Tensor, " n"]) -> None:
-        rows, available = random_rows(vectors, keep, self.codebook_size)
         dead = self.usage < self.revive_below / self.codebook_size
+        # All ranks have one usage, and so they agree that there is nothing to exchange. A compiled graph cannot look.
+        if not torch.compiler.is_compiling() and not dead.any():
+            return
+        rows, available = random_rows(vectors, keep, self.codebook_size)
         # The i-th dead code takes the i-th drawn row, so that no row is taken twice.
         place = dead.cumsum(0) - 1
         revived = dead & (place < available)
