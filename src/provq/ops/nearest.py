@@ -84,20 +84,25 @@ def _by_blocks(
     extended = vectors.new_ones(len(vectors), vectors.shape[1] + 1)
     torch.sub(vectors, centre, out=extended[:, :-1])
     scores = vectors.new_empty(min(rows, len(vectors)) * columns)
-    best = vectors.new_full((len(vectors),), -torch.inf)
-    index = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
-    for first in range(0, len(codebook), columns):
-        block = _extended_codes(codebook[first : first + columns], centre)
-        for start in range(0, len(vectors), rows):
-            part = extended[start : start + rows]
-            found, value = _largest(
-                torch.mm(part, block.T, out=scores[: len(part) * len(block)].view(len(part), len(block)))
-            )
-            before = best[start : start + rows]
-            # Strictly larger, so that of equals the code that came first stays.
-            index[start : start + rows] = torch.where(value > before, found + first, index[start : start + rows])
-            torch.maximum(value, before, out=before)
+    blocks = torch.split(codebook, columns)
+    index, best = _within(extended, _extended_codes(blocks[0], centre), rows, scores)
+    for number, block in enumerate(blocks[1:], start=1):
+        found, value = _within(extended, _extended_codes(block, centre), rows, scores)
+        # Strictly larger, so that of equals the code that came first stays.
+        index = torch.where(value > best, found + number * columns, index)
+        best = torch.maximum(value, best)
     return index
+
+
+def _within(
+    vectors: Float[Tensor, "n wide"], codes: Float[Tensor, "columns wide"], rows: int, scores: Float[Tensor, " size"]
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """The largest score of each vector among some codes; `scores` is room to work in."""
+    found = [
+        _largest(torch.mm(part, codes.T, out=scores[: len(part) * len(codes)].view(len(part), len(codes))))
+        for part in torch.split(vectors, rows)
+    ]
+    return torch.cat([index for index, _ in found]), torch.cat([value for _, value in found])
 
 
 def _shape_of_block(vectors: int, codes: int) -> tuple[int, int]:
@@ -121,16 +126,7 @@ def _largest(scores: Float[Tensor, "rows columns"]) -> tuple[Int[Tensor, " rows"
     A plain argmax reads one score at a time; maxima of groups are read many at a time, then one group is searched.
     """
     rows, groups = len(scores), scores.shape[1] // _GROUP
-    of_groups = scores.view(rows, groups, _GROUP).amax(2)
-    value = of_groups.amax(1)
-    group = _first_equal(of_groups, value)
+    value, group = scores.view(rows, groups, _GROUP).amax(2).max(1)
     row = torch.arange(0, rows * groups, groups, device=scores.device)
     within = scores.view(rows * groups, _GROUP).index_select(0, row + group)
-    return group * _GROUP + _first_equal(within, value), value
-
-
-def _first_equal(values: Float[Tensor, "rows columns"], wanted: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-    width = values.shape[1]
-    countdown = torch.arange(width, 0, -1, dtype=values.dtype, device=values.device)
-    # Where a value is not a number none is equal, and any column is as good as another.
-    return (width - torch.where(values == wanted[:, None], countdown, 0.0).amax(1).long()).clamp_max(width - 1)
+    return group * _GROUP + within.argmax(1), value
