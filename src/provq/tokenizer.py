@@ -90,7 +90,7 @@ class Tokenizer(nn.Module):
         """
         several = len(self.codebook_sizes) > 1
         sizes = torch.tensor(self.codebook_sizes or (0,), device=indices.device)
-        absent_may_be = several or any(True for _ in self.quantizer.members)
+        absent_may_be = several or bool(self.quantizer.members)
         wrong = (indices < (-1 if absent_may_be else 0)) | (indices >= (sizes if several else sizes[0]))
         if wrong.any():
             raise UserError(

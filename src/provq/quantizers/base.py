@@ -291,10 +291,11 @@ class Quantizer(nn.Module, ABC):
         }
         return [parameter for parameter in self.parameters() if id(parameter) not in projections]
 
-    @property
-    def weight_of_commitment(self) -> Tensor | float:
-        """The factor in [0, 1] of a commitment that follows hardness; 1 in evaluation."""
-        return self.hardness.clone() if self.training else 1.0
+    @final
+    def weight_of_commitment(self, weight: float, follows_hardness: bool) -> Tensor | float:
+        """The weight of a commitment loss: where it follows hardness, times that in training."""
+        # A copy, as in `blend`.
+        return weight * self.hardness.clone() if follows_hardness and self.training else weight
 
     def _check(self, z: Tensor, mask: Tensor | None) -> None:
         if not z.is_floating_point():

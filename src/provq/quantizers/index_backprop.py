@@ -117,9 +117,7 @@ class IndexBackpropQuantizer(Quantizer):
         keep: Bool[Tensor, "*batch"],
     ) -> Float[Tensor, ""]:
         """The double quantization loss (2412.02692, section 3.2): through the soft index, and with the hard code."""
-        weight: float | Tensor = self.commitment_weight
-        if self.commitment_follows_hardness:
-            weight = weight * self.weight_of_commitment
+        weight = self.weight_of_commitment(self.commitment_weight, self.commitment_follows_hardness)
         # Weighted by 0 rather than left out: the codebook takes part in every exchange of gradients between ranks.
         awake = 0.0 if self._is_resting else 1.0
         total = mean_square(u, q.detach(), keep) * weight

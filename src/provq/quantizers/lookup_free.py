@@ -93,9 +93,7 @@ class LookupFreeQuantizer(Quantizer):
         keep: Bool[Tensor, "*batch"],
     ) -> Float[Tensor, ""]:
         """Commitment, the entropy of tokens, and the entropy that usage lacks (2310.05737, eq. 5; grouped: BSQ)."""
-        weight: float | Tensor = self.commitment_weight
-        if self.commitment_follows_hardness:
-            weight = weight * self.weight_of_commitment
+        weight = self.weight_of_commitment(self.commitment_weight, self.commitment_follows_hardness)
         total = mean_square(u, q, keep) * weight
         temperature = self.temperature * self.size**2
         if self.token_entropy_weight:

@@ -110,9 +110,7 @@ class SimVQ(Quantizer):
         keep: Bool[Tensor, "*batch"],
     ) -> Float[Tensor, ""]:
         """Commitment ||u - sg q||^2 and the codebook loss ||sg u - q||^2 (2411.02038, eq. 5)."""
-        weight: float | Tensor = self.commitment_weight
-        if self.commitment_follows_hardness:
-            weight = weight * self.weight_of_commitment
+        weight = self.weight_of_commitment(self.commitment_weight, self.commitment_follows_hardness)
         # Weighted by 0 rather than left out: the map takes part in every exchange of gradients between ranks.
         awake = 0.0 if self._is_resting else self.codebook_weight
         return mean_square(u, q.detach(), keep) * weight + mean_square(u.detach(), q, keep) * awake

@@ -201,9 +201,7 @@ class VectorQuantizer(Quantizer):
         keep: Bool[Tensor, "*batch"],
     ) -> Float[Tensor, ""]:
         """Commitment ||u - sg q||^2, by gradient the codebook loss ||sg u - q||^2 (1711.00937, eq. 3), and the rest."""
-        weight: float | Tensor = self.commitment_weight
-        if self.commitment_follows_hardness:
-            weight = weight * self.weight_of_commitment
+        weight = self.weight_of_commitment(self.commitment_weight, self.commitment_follows_hardness)
         total = mean_square(u, q.detach(), keep) * weight
         if self.update == "gradient":
             # Weighted by 0 rather than left out: the codebook takes part in every exchange of gradients between ranks.
