@@ -230,7 +230,7 @@ def a_fresh_quantizer_evaluates(make: Make) -> None:
 
 
 def returned_tensors_are_the_callers(make: Make) -> None:
-    """Changing a returned tensor in place changes no later result."""
+    """Changing a returned tensor in place changes no later result, and no gradient."""
     for training in (True, False):
         quantizer, z = _started(make, training)
         with torch.no_grad():
@@ -242,6 +242,14 @@ def returned_tensors_are_the_callers(make: Make) -> None:
             expected = quantizer(z)
             torch.manual_seed(3)
             _require(_equal(twin(z), expected), "a returned tensor is part of the quantizer")
+        z.requires_grad_()
+        gradients = []
+        for added in (0, 1):
+            torch.manual_seed(3)
+            quantized, _, loss = copy.deepcopy(twin)(z)
+            quantized += added
+            gradients.append(torch.autograd.grad(quantized.sum() + loss, z)[0])
+        torch.testing.assert_close(gradients[1], gradients[0])
 
 
 def save_and_load_keep_indices(make: Make) -> None:

@@ -86,13 +86,13 @@ def test_no_vectors_have_no_codes():
     assert found.dtype == torch.int64
 
 
-@pytest.mark.parametrize(("columns", "size"), [(64, 1), (64, 6400), (128, 1 << 20), (2048, 1000)])
-def test_blocks_change_no_index(monkeypatch, columns, size):
+@pytest.mark.parametrize(("columns", "rows", "scores"), [(64, 1, 1), (64, 1, 6400), (149, 100, 1), (2048, 7, 1)])
+def test_blocks_change_no_index(monkeypatch, columns, rows, scores):
     vectors, codebook = whole_numbers(101, 20, 0), whole_codes(150, 20, 1)
     expected = squared_distances(vectors, codebook).argmin(1)
     monkeypatch.setattr(nearest, "_CODES", columns)
-    monkeypatch.setattr(nearest, "_SMALLEST_BLOCK", size)
-    monkeypatch.setattr(nearest, "_LARGEST_BLOCK", size)
+    monkeypatch.setattr(nearest, "_ROWS", rows)
+    monkeypatch.setattr(nearest, "_SCORES", scores)
     np.testing.assert_array_equal(nearest_code(vectors, codebook), expected)
 
 

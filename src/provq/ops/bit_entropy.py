@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from provq.ops.collectives import mean_over_ranks
+from provq.ops.masking import where_kept
 
 _BLOCK = 1 << 20  # probabilities held at a time, four MiB of float32: they stay in the cache of one core
 _CERTAIN = 104.0  # a float32 knows no probability below exp(-104) but 0
@@ -26,7 +27,7 @@ def entropy_of_tokens(
     # Both terms are positive: nothing cancels, however certain a bit is.
     certainty = _logits(u, keep, size, temperature).abs()
     entropies = softplus(-certainty) + certainty * torch.sigmoid(-certainty)
-    return torch.where(keep[..., None], entropies, 0.0).sum() / keep.sum().clamp_min(1)
+    return where_kept(keep, entropies, 0.0).sum() / keep.sum().clamp_min(1)
 
 
 def entropy_of_usage(
@@ -62,7 +63,7 @@ def _logits(
     u: Float[Tensor, "*batch bits"], keep: Bool[Tensor, "*batch"], size: float, temperature: float
 ) -> Float[Tensor, "*batch bits"]:
     """The log-odds of + against -; of tokens that are not kept, 0, whatever they are."""
-    kept = torch.where(keep[..., None], u.float(), 0.0)
+    kept = where_kept(keep, u.float(), 0.0)
     return (kept * (4 * size / temperature)).clamp(-_CERTAIN, _CERTAIN)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 def straight_through(u: Float[Tensor, "*batch dim"], q: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
     """The code `q` with the identity as its gradient to `u` (Bengio et al., arXiv 1308.3432).
 
-    It is q to the bit, and costs no arithmetic; the usual u + (q - u).detach() rounds.
+    It is q to the bit, and costs a copy; the usual u + (q - u).detach() rounds.
     """
     passed: Tensor = _StraightThrough.apply(u, q.detach())  # type: ignore[no-untyped-call]  # torch does not type it
     return passed
@@ -46,7 +46,7 @@ def rotation(u: Float[Tensor, "*batch dim"], q: Float[Tensor, "*batch dim"]) -> 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, u: Tensor, q: Tensor) -> Tensor:
-        return q.view_as(q)
+        return q.clone()
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:

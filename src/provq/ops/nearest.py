@@ -10,6 +10,7 @@ The search is a custom operator, one opaque node to a compiler, and passes no gr
 """
 
 import importlib.util
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -17,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _DIM_OF_FAISS = 16  # above it faiss has no fused kernel and multiplies matrices as well
-_SMALLEST_BLOCK = 1 << 20  # scores held at a time: four MiB of float32
-_LARGEST_BLOCK = 1 << 22
-_CODES = 2048  # columns of a block at most
-_GROUP = 64  # codes whose largest score is looked for first
+# A block of scores. Smaller ones cost calls, larger ones leave the cache.
+_CODES = 4096  # at most
+_ROWS = 512
+_SCORES = 1 << 19  # more rows up to these, where codes are few
 
 
 def nearest_code(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, " n"]:
@@ -79,54 +80,46 @@ def _by_faiss(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "codes di
 def _by_blocks(
     vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "codes dim"], centre: Float[Tensor, " dim"]
 ) -> Int[Tensor, " n"]:
-    """The largest x.c - |c|^2 / 2, the norm as one more coordinate of a code against a 1 in each vector."""
-    rows, columns = _shape_of_block(len(vectors), len(codebook))
-    extended = vectors.new_ones(len(vectors), vectors.shape[1] + 1)
-    torch.sub(vectors, centre, out=extended[:, :-1])
-    scores = vectors.new_empty(min(rows, len(vectors)) * columns)
-    blocks = torch.split(codebook, columns)
-    index, best = _within(extended, _extended_codes(blocks[0], centre), rows, scores)
-    for number, block in enumerate(blocks[1:], start=1):
-        found, value = _within(extended, _extended_codes(block, centre), rows, scores)
+    """The largest x.c - |c|^2 / 2, over one block of codes after the other."""
+    first, *others = torch.split(codebook, _CODES)
+    if not others:
+        return torch.cat([_first_of_largest(scores) for scores in _scores(vectors, first, centre)])
+    index, best = _with_largest(vectors, first, centre)
+    for number, codes in enumerate(others, start=1):
+        found, largest = _with_largest(vectors, codes, centre)
         # Strictly larger, so that of equals the code that came first stays.
-        index = torch.where(value > best, found + number * columns, index)
-        best = torch.maximum(value, best)
+        index = torch.where(largest > best, found + number * _CODES, index)
+        best = torch.maximum(largest, best)
     return index
 
 
-def _within(
-    vectors: Float[Tensor, "n wide"], codes: Float[Tensor, "columns wide"], rows: int, scores: Float[Tensor, " size"]
+def _with_largest(
+    vectors: Float[Tensor, "n dim"], codes: Float[Tensor, "columns dim"], centre: Float[Tensor, " dim"]
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-    """The largest score of each vector among some codes; `scores` is room to work in."""
-    found = [
-        _largest(torch.mm(part, codes.T, out=scores[: len(part) * len(codes)].view(len(part), len(codes))))
-        for part in torch.split(vectors, rows)
-    ]
-    return torch.cat([index for index, _ in found]), torch.cat([value for _, value in found])
+    """The first code of the largest score of each vector, and that score."""
+    found = []
+    for scores in _scores(vectors, codes, centre):
+        index = _first_of_largest(scores)
+        found.append((index, scores.gather(1, index[:, None])[:, 0]))
+    return torch.cat([index for index, _ in found]), torch.cat([largest for _, largest in found])
 
 
-def _shape_of_block(vectors: int, codes: int) -> tuple[int, int]:
-    # Large blocks keep the product fast, small ones the memory low: a sixteenth of all scores, within bounds.
-    size = min(max(vectors * codes // 16, _SMALLEST_BLOCK), _LARGEST_BLOCK)
-    columns = -(-min(codes, _CODES) // _GROUP) * _GROUP
-    return max(1, size // columns), columns
+def _scores(
+    vectors: Float[Tensor, "n dim"], codes: Float[Tensor, "columns dim"], centre: Float[Tensor, " dim"]
+) -> Iterator[Float[Tensor, "rows columns"]]:
+    """The scores of some vectors after the others, in one place: each is gone when the next is asked for."""
+    rows = min(max(_ROWS, _SCORES // len(codes)), len(vectors))
+    # The norm is one more coordinate of a code, against a 1 in each vector.
+    extended_codes = codes.new_empty(len(codes), codes.shape[1] + 1)
+    centred = torch.sub(codes, centre, out=extended_codes[:, :-1])
+    torch.div(centred.square().sum(1), -2, out=extended_codes[:, -1])
+    extended = vectors.new_ones(rows, vectors.shape[1] + 1)
+    scores = vectors.new_empty(rows, len(codes))
+    for part in torch.split(vectors, rows):
+        torch.sub(part, centre, out=extended[: len(part), :-1])
+        yield torch.mm(extended[: len(part)], extended_codes.T, out=scores[: len(part)])
 
 
-def _extended_codes(codes: Float[Tensor, "codes dim"], centre: Float[Tensor, " dim"]) -> Float[Tensor, "padded wide"]:
-    padded = codes.new_zeros(-(-len(codes) // _GROUP) * _GROUP, codes.shape[1] + 1)
-    padded[len(codes) :, -1] = -torch.inf
-    centred = torch.sub(codes, centre, out=padded[: len(codes), :-1])
-    padded[: len(codes), -1] = centred.square().sum(1) / -2
-    return padded
-
-
-def _largest(scores: Float[Tensor, "rows columns"]) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """The first column of the largest score of each row, and that score.
-
-    A plain argmax reads one score at a time; maxima of groups are read many at a time, then one group is searched.
-    """
-    rows, groups = len(scores), scores.shape[1] // _GROUP
-    value, group = scores.view(rows, groups, _GROUP).amax(2).max(1)
-    row = torch.arange(0, rows * groups, groups, device=scores.device)
-    within = scores.view(rows * groups, _GROUP).index_select(0, row + group)
-    return group * _GROUP + within.argmax(1), value
+def _first_of_largest(scores: Float[Tensor, "rows columns"]) -> Int[Tensor, " rows"]:
+    # NumPy compares a whole register of scores at a time, torch one score.
+    return torch.from_numpy(scores.numpy().argmax(1)) if scores.device.type == "cpu" else scores.argmax(1)

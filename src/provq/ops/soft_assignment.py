@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from provq.ops.masking import where_kept
+
 _BLOCK = 1 << 20  # scores held at a time, four MiB of float32: they stay in the cache of one core
 
 
@@ -22,7 +24,7 @@ def soft_usage(
 
     The gradient reaches the kept vectors and the codebook.
     """
-    vectors = torch.where(keep[:, None], vectors.float(), 0.0)
+    vectors = where_kept(keep, vectors.float(), 0.0)
     weights = keep.float() / keep.sum().clamp_min(1)
     usage: Tensor = _soft_usage(vectors, codebook.float(), weights, temperature)
     return usage

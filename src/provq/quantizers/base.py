@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 
 from provq.errors import CodeIndexError, UserError
 from provq.ops.collectives import sum_over_ranks
+from provq.ops.masking import is_seen, where_kept
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 QuantizerType = TypeVar("QuantizerType", bound="Quantizer")
@@ -102,6 +103,8 @@ class Quantizer(nn.Module, ABC):
         self, u: Float[Tensor, "*batch code_dim"], values: Float[Tensor, "*batch code_dim"]
     ) -> Float[Tensor, "*batch code_dim"]:
         """Hook: what the decoder reads in training, between `u` and the codes; on the straight line by default."""
+        if is_seen(self.hardness == 1):
+            return values
         # A copy, for the buffer may be written before the backward pass that needs its value.
         return torch.lerp(u, values, self.hardness.clone())
 
@@ -194,7 +197,7 @@ class Quantizer(nn.Module, ABC):
             # faster than isfinite().all().
             finite = z.detach().float().abs().amax(-1).isfinite()
             keep = finite if mask is None else finite & mask
-            u = self.enter(torch.where(finite[..., None], z, 0.0))
+            u = self.enter(where_kept(finite, z, 0.0))
             if self.training:
                 self.pass_on_hardness()
                 self.begin(u.detach(), keep)
@@ -206,8 +209,8 @@ class Quantizer(nn.Module, ABC):
                 values = self.blend(u, values)
                 self.adapt(u.detach(), indices, keep)
             values = self.leave(values)
-        absent = z.detach() if mask is None else torch.where(mask[..., None], z.detach(), 0.0)
-        values = torch.where(keep[..., None], values.to(z.dtype), absent)
+        absent = z.detach() if mask is None else where_kept(mask, z.detach(), 0.0)
+        values = where_kept(keep, values.to(z.dtype), absent)
         return Quantized(values, torch.where(_leading(keep, indices), indices, -1), loss)
 
     @final
@@ -276,7 +279,7 @@ class Quantizer(nn.Module, ABC):
                     f"or -1 where there is none, got {int(wrong[0])}"
                 )
         values = self.leave(self.codes(indices))
-        return torch.where(self.has_token(indices)[..., None], values, 0.0)
+        return where_kept(self.has_token(indices), values, 0.0)
 
     @final
     def codebook_parameters(self) -> list[nn.Parameter]:

@@ -44,7 +44,7 @@ class Continuous(Quantizer):
 
     def estimate(self, u: Float[Tensor, "*batch dim"], q: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The latents, with their own gradient."""
-        return q
+        return q.clone()  # what comes out is the caller's to write into
 
     def penalty(
         self,

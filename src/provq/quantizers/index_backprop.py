@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, normalize
 
 from provq.ops.kmeans import kmeans
+from provq.ops.masking import where_kept
 from provq.ops.mean_square import mean_square
 from provq.ops.nearest import nearest_code
 from provq.ops.soft_assignment import index_gradient
@@ -89,11 +90,10 @@ class IndexBackpropQuantizer(Quantizer):
 
     def codes(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch code_dim"]:
         """The codes at the indices; zeros at -1."""
-        absent = indices == -1
-        values = embedding(torch.where(absent, 0, indices), self.codebook).float()
+        values = embedding(indices.clamp_min(0), self.codebook).float()
         if self.distance == "cosine":
             values = normalize(values, dim=-1)
-        return values.masked_fill_(absent[..., None], 0.0)
+        return where_kept(indices != -1, values, 0.0)
 
     def table(self) -> Float[Tensor, "codes code_dim"]:
         """All codes as latents are compared with them, in float32."""

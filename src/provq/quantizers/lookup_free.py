@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from provq.ops.bit_entropy import entropy_of_tokens, entropy_of_usage
 from provq.ops.estimators import straight_through
+from provq.ops.masking import where_kept
 from provq.ops.mean_square import mean_square
 from provq.quantizers.base import Quantizer
 from provq.spec import checked
@@ -77,7 +78,7 @@ class LookupFreeQuantizer(Quantizer):
     def codes(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch code_dim"]:
         """The corners at the indices; zeros at -1."""
         signs = (indices[..., None] >> self.places & 1) * 2 - 1
-        return torch.where((indices == -1)[..., None], 0.0, signs * self.size)
+        return where_kept(indices != -1, signs * self.size, 0.0)
 
     def estimate(
         self, u: Float[Tensor, "*batch code_dim"], q: Float[Tensor, "*batch code_dim"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from provq.errors import UsageError
 from provq.ops import estimators
+from provq.ops.masking import where_kept
 from provq.quantizers.base import Quantizer, projecting_as
 from provq.quantizers.composite import baked_members, check_members, columns, joined
 from provq.spec import checked
@@ -88,7 +89,7 @@ class MultiScaleQuantizer(Quantizer):
         for scale, placed in self._columns(indices):
             own = scale.gathered(placed)
             total = total + scale.spread(self.quantizer.codes(own), self.quantizer.has_token(own))
-        return torch.where(self.has_token(indices)[..., None], total, 0.0)
+        return where_kept(self.has_token(indices), total, 0.0)
 
     def has_token(self, indices: Int[Tensor, "..."]) -> Bool[Tensor, "*batch"]:
         """Whether the window of a position has a token, at the finest scale that an item has any tokens of.
@@ -254,7 +255,7 @@ class _Scale(NamedTuple):
         values, keep = self._flat(values, 1), self._flat(keep)
         shape = (keep.shape[0], self.windows)
         counts = values.new_zeros(shape).index_add(1, self.window_of_position, keep.to(values.dtype))
-        kept = torch.where(keep[..., None], values, 0.0)
+        kept = where_kept(keep, values, 0.0)
         sums = values.new_zeros(*shape, values.shape[-1]).index_add(1, self.window_of_position, kept)
         return sums / counts.clamp_min(1)[..., None], counts > 0
 
@@ -262,9 +263,7 @@ class _Scale(NamedTuple):
         self, values: Float[Tensor, "items windows dim"], present: Bool[Tensor, "items windows"]
     ) -> Float[Tensor, "*batch dim"]:
         """Values of windows over the grid, linear between their centres; windows that are not there have no say."""
-        grid = torch.where(present[..., None], values, 0.0).reshape(
-            values.shape[0], *self.windows_along, values.shape[-1]
-        )
+        grid = where_kept(present, values, 0.0).reshape(values.shape[0], *self.windows_along, values.shape[-1])
         there = present.reshape(values.shape[0], *self.windows_along, 1)
         for axis, neighbours in enumerate(self.neighbours, start=1):
             grid, there = neighbours.between(grid, there, axis)

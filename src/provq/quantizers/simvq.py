@@ -11,6 +11,7 @@ from torch.nn.functional import embedding
 
 from provq.ops import estimators
 from provq.ops.kmeans import kmeans
+from provq.ops.masking import where_kept
 from provq.ops.mean_square import mean_square
 from provq.ops.nearest import nearest_code
 from provq.quantizers.base import Quantizer
@@ -85,12 +86,11 @@ class SimVQ(Quantizer):
 
     def codes(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch code_dim"]:
         """The codes at the indices; zeros at -1."""
-        absent = indices == -1
-        wanted = torch.where(absent, 0, indices)
+        wanted = indices.clamp_min(0)
         # In training the map of a few rows, which is cheaper; else of all, so that a code has the same last digits
         # whatever else is asked for.
         values = self._mapped(embedding(wanted, self.base)) if self.training else embedding(wanted, self.table())
-        return values.masked_fill_(absent[..., None], 0.0)
+        return where_kept(indices != -1, values, 0.0)
 
     def table(self) -> Float[Tensor, "codes code_dim"]:
         """All codes as latents are compared with them, in float32."""

@@ -18,6 +18,7 @@ from provq.ops import estimators
 from provq.ops.codes import random_rows, sums_of_codes
 from provq.ops.collectives import mean_over_ranks
 from provq.ops.kmeans import kmeans
+from provq.ops.masking import where_kept
 from provq.ops.mean_square import mean_square
 from provq.ops.nearest import nearest_code
 from provq.ops.soft_assignment import sampled_code, soft_usage
@@ -172,12 +173,11 @@ class VectorQuantizer(Quantizer):
 
     def codes(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "*batch code_dim"]:
         """The codes at the indices; zeros at -1."""
-        absent = indices == -1
         table = self.codebook if self.bridge is None else self.bridge(self.codebook)
-        values = embedding(torch.where(absent, 0, indices), table).float()
+        values = embedding(indices.clamp_min(0), table).float()
         if self.distance == "cosine":
             values = normalize(values, dim=-1)
-        values = values.masked_fill_(absent[..., None], 0.0)
+        values = where_kept(indices != -1, values, 0.0)
         return values.flatten(-2) if self.heads > 1 else values
 
     def table(self) -> Float[Tensor, "codes codebook_dim"]:
