@@ -150,23 +150,25 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def seconds_of(step: Step) -> float:
+def seconds_of(step: Step, repeats: int = 1) -> float:
     started = processor_seconds()
-    step()
-    return processor_seconds() - started
+    for _ in range(repeats):
+        step()
+    return (processor_seconds() - started) / repeats
+
+
+def repeats_of(step: Step) -> int:
+    """So many that the ticks of the system, by which it counts a thread that runs elsewhere, do not matter."""
+    step()  # starts threads and fills caches
+    return max(1, round(0.1 / seconds_of(step)))
 
 
 def times(case: Case, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of ours and of theirs, in turns."""
-    ours = case.ours()
-    theirs = None if case.theirs is None else case.theirs()
-    spent: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + 1):  # the first one starts threads and fills caches
-        pair = (seconds_of(ours), 0.0 if theirs is None else seconds_of(theirs))
-        if number:
-            for mine, seconds in zip(spent, pair, strict=True):
-                mine.append(seconds)
-    return spent
+    """Seconds of a step of ours and of theirs, in turns."""
+    steps = [make() for make in (case.ours, case.theirs) if make is not None]
+    repeats = [repeats_of(step) for step in steps]
+    taken = [[seconds_of(*pair) for pair in zip(steps, repeats, strict=True)] for _ in range(rounds)]
+    return [each[0] for each in taken], [each[-1] for each in taken]
 
 
 def mebibytes_of(number: int, whose: str) -> float:
