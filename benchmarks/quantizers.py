@@ -1,6 +1,6 @@
 """Time and memory of quantizers against vector-quantize-pytorch, and of the search against faiss and a bare product.
 
-    python benchmarks/quantizers.py [--rounds 5] [--json FILE] [--only WORD]
+    python benchmarks/quantizers.py [--seconds 15] [--json FILE] [--only WORD]
 
 Time is that of the processor, user and system over all threads, of one step; ours and theirs take turns in one
 process, and ratios are taken in each round, so that a drifting machine drifts for both. Memory is the high-water mark
@@ -15,6 +15,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -163,11 +164,14 @@ def repeats_of(step: Step) -> int:
     return max(1, round(0.1 / seconds_of(step)))
 
 
-def times(case: Case, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of a step of ours and of theirs, in turns."""
+def times(case: Case, seconds: float) -> tuple[list[float], list[float]]:
+    """Seconds of a step of ours and of theirs, in turns: as many as fit into a time, but three at least."""
     steps = [make() for make in (case.ours, case.theirs) if make is not None]
     repeats = [repeats_of(step) for step in steps]
-    taken = [[seconds_of(*pair) for pair in zip(steps, repeats, strict=True)] for _ in range(rounds)]
+    taken: list[list[float]] = []
+    started = time.perf_counter()
+    while len(taken) < 3 or time.perf_counter() - started < seconds:
+        taken.append([seconds_of(*pair) for pair in zip(steps, repeats, strict=True)])
     return [each[0] for each in taken], [each[-1] for each in taken]
 
 
@@ -205,7 +209,7 @@ def judged(value: float, wanted: float | None, *, least: bool = True) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="of each case; 2 where a step of theirs takes seconds")
+    parser.add_argument("--seconds", type=float, default=15, help="for each case; three turns are taken at least")
     parser.add_argument("--json", help="write the figures here, too")
     parser.add_argument("--only", default="", help="the cases whose name holds this word")
     parser.add_argument("--memory-of", nargs=2, metavar=("NUMBER", "WHOSE"), help=argparse.SUPPRESS)
@@ -223,8 +227,7 @@ def main() -> None:
     for number, case in enumerate(cases()):
         if arguments.only not in case.name:
             continue
-        large = case.shape[0] * case.shape[2] > 1e8
-        ours, theirs = times(case, min(arguments.rounds, 2) if large else 3 * arguments.rounds)
+        ours, theirs = times(case, arguments.seconds)
         memory = mebibytes_of(number, "ours")
         record = {"case": case.name, "shape": case.shape, "ms": 1000 * statistics.median(ours), "mebibytes": memory}
         if case.theirs is not None:
