@@ -136,6 +136,15 @@ def test_another_kind_replaces_the_table_whole_and_the_same_kind_only_what_it_na
     assert laid.tables["training"] == TABLES["training"]
 
 
+def test_another_kind_takes_along_what_it_says_to_keep():
+    kept = recipe.load(TABLES).with_changes({"quantizer": {"kind": "simvq", "keep": ["dim", "heads"], "map": "mlp"}})
+    assert kept.tables["quantizer"] == {"kind": "simvq", "dim": 4, "map": "mlp"}
+    same = recipe.load(TABLES, ["quantizer={kind: vector, keep: [dim], codebook_size: 32}"])
+    assert same.tables["quantizer"] == {"kind": "vector", "dim": 4, "codebook_size": 32}
+    with pytest.raises(UsageError, match="keep: expected a list of keys that go along to another kind, got 'dim'"):
+        recipe.load(TABLES, ["quantizer={kind: simvq, keep: dim}"])
+
+
 @pytest.mark.parametrize(
     ("tables", "sentence"),
     [

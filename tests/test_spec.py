@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from provq.curriculum import Constant, Cosine, Deferred, Linear, Piecewise, schedules
+from provq.curriculum import Adaptive, Constant, Cosine, Deferred, Linear, Piecewise, kinds
 from provq.errors import UsageError, nearest
 from provq.networks import DECODERS, ENCODERS, ConvolutionalDecoder, ConvolutionalEncoder
 from provq.quantizers import (
@@ -94,11 +94,12 @@ THINGS = {
     "continuous": (Continuous(7), KINDS),
     "encoder": (ConvolutionalEncoder(3, width=8, depth=2, downsampling=4, channels=1), ENCODERS),
     "decoder": (ConvolutionalDecoder(3, width=16, depth=0, downsampling=2, channels=5), DECODERS),
-    "constant": (Constant(0.25), schedules.KINDS),
-    "linear": (Linear(0.1, 0.2), schedules.KINDS),
-    "cosine": (Cosine(0.3, 1.0), schedules.KINDS),
-    "deferred": (Deferred(0.7), schedules.KINDS),
-    "piecewise": (Piecewise(((0.1, 0.0), (0.5, 0.3), (0.9, 1.0))), schedules.KINDS),
+    "constant": (Constant(0.25), kinds.KINDS),
+    "linear": (Linear(0.1, 0.2), kinds.KINDS),
+    "cosine": (Cosine(0.3, 1.0), kinds.KINDS),
+    "deferred": (Deferred(0.7), kinds.KINDS),
+    "adaptive": (Adaptive(0.2, 0.3, 0.9, gain=2.0), kinds.KINDS),
+    "piecewise": (Piecewise(((0.1, 0.0), (0.5, 0.3), (0.9, 1.0))), kinds.KINDS),
 }
 
 
@@ -110,7 +111,7 @@ def plain(value):
 
 
 def test_every_kind_is_held_to_the_round_trip():
-    tables = [KINDS, ENCODERS, DECODERS, schedules.KINDS]
+    tables = [KINDS, ENCODERS, DECODERS, kinds.KINDS]
     assert {type(thing) for thing, _ in THINGS.values()} == {kind for table in tables for kind in table.values()}
 
 
@@ -285,13 +286,13 @@ def module(tmp_path, monkeypatch):
 
 
 def local(kind, **arguments):
-    return build({"kind": kind, **arguments}, schedules.KINDS, where="training.curriculum", local=True)
+    return build({"kind": kind, **arguments}, kinds.KINDS, where="training.curriculum", local=True)
 
 
 def test_a_local_mapping_may_name_a_class_of_ones_own(module):
     schedule = local(f"{module}:Squared", power=3)
     assert schedule(0.5) == 0.125
-    spec = describe(schedule, schedules.KINDS)
+    spec = describe(schedule, kinds.KINDS)
     assert spec == {"kind": f"{module}:Squared", "power": 3}
     assert local(**spec)(0.5) == 0.125
     with pytest.raises(UsageError, match="training.curriculum.power: input should be a valid integer, got 'x'"):
@@ -306,7 +307,7 @@ def test_a_class_of_ones_own_needs_no_constructor(module):
 
 def test_only_a_local_mapping_may_and_nothing_is_imported_otherwise(module):
     with pytest.raises(UsageError, match="unknown kind 'schedules_of_my_own:Squared'"):
-        build({"kind": f"{module}:Squared"}, schedules.KINDS, where="x")
+        build({"kind": f"{module}:Squared"}, kinds.KINDS, where="x")
     assert module not in sys.modules
 
 

@@ -37,7 +37,7 @@ class Recipe:
     tables: Mapping[str, Mapping[str, Any]]
 
     def with_changes(self, changes: Mapping[str, Any]) -> "Recipe":
-        """This recipe with some keys changed; a table of another `kind` is replaced whole.
+        """This recipe with some keys changed; of a table of another `kind` only the keys it says to `keep` remain.
 
         Raises:
             UsageError: There is no table of that name.
@@ -80,7 +80,7 @@ def build_parts(recipe: Recipe) -> Parts:
     import torch
 
     from provq import modalities
-    from provq.curriculum import schedules
+    from provq.curriculum import kinds
     from provq.spec import build, describe, fitting
     from provq.tokenizer import Tokenizer
     from provq.training.loop import Training
@@ -89,7 +89,7 @@ def build_parts(recipe: Recipe) -> Parts:
     tables = recipe.tables
     training_table = dict(tables["training"])
     curriculum = training_table.pop("curriculum", {"kind": "cosine"})
-    schedule = build(curriculum, schedules.KINDS, where="training.curriculum", local=True)
+    schedule = build(curriculum, kinds.KINDS, where="training.curriculum", local=True)
     training = Training(**fitting(Training, training_table, where="training"))
     objective = Objective(**fitting(Objective, tables["objective"], where="objective"))
     modality = build(tables["data"], modalities.KINDS, where="data", local=True)
@@ -245,8 +245,12 @@ def _parsed(override: str) -> dict[str, Any]:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    above = dict(above)
+    keep = above.pop("keep", [])
+    if not isinstance(keep, list | tuple) or not all(isinstance(key, str) for key in keep):
+        raise UsageError(f"keep: expected a list of keys that go along to another kind, got {keep!r}")
     if "kind" in above and above["kind"] != below.get("kind", above["kind"]):
-        return copy.deepcopy(dict(above))
+        below = {key: below[key] for key in keep if key in below}
     merged = copy.deepcopy(dict(below))
     for key, value in above.items():
         under = merged.get(key)

@@ -1,6 +1,6 @@
 """Trains one recipe in processes that kill themselves (SIGKILL) at given moments, and resumes it each time.
 
-    python killed_runs.py OUT MOMENT [MOMENT ...]      a moment is FUNCTION:N, the N-th call of a function
+    python killed_runs.py OUT CURRICULUM [MOMENT ...]      a moment is FUNCTION:N, the N-th call of a function
 
 Each process is forked from this one, which has imported everything and computed nothing.
 """
@@ -32,8 +32,11 @@ RECIPE = {
         "probe_every": 10,
         "probe_items": 8,
         "checkpoint_every": 4,
-        "curriculum": {"kind": "cosine", "start": 0.2, "end": 0.6},
     },
+}
+CURRICULA = {
+    "cosine": {"kind": "cosine", "start": 0.2, "end": 0.6},
+    "adaptive": {"kind": "adaptive", "earliest": 0.2, "latest": 0.5, "deadline": 0.8, "every": 0.05},
 }
 
 
@@ -69,24 +72,25 @@ def killing(moment):
     return mock.patch.object(owner, attribute, dying)
 
 
-def in_a_process(out, moment):
+def in_a_process(out, curriculum, moment):
     """The status of a process that trains and dies at the moment, or to the end."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
     torch.set_num_threads(1)
+    recipe = {**RECIPE, "training": {**RECIPE["training"], "curriculum": CURRICULA[curriculum]}}
     if moment is None:
-        train(RECIPE, out=out, resume="auto")
+        train(recipe, out=out, resume="auto")
     else:
         with killing(moment):
-            train(RECIPE, out=out, resume="auto")
+            train(recipe, out=out, resume="auto")
     os._exit(0)
 
 
 if __name__ == "__main__":
-    out, moments = sys.argv[1], sys.argv[2:]
+    out, curriculum, moments = sys.argv[1], sys.argv[2], sys.argv[3:]
     for moment in moments:
-        status = in_a_process(out, moment)
+        status = in_a_process(out, curriculum, moment)
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             sys.exit(f"the run was not killed at {moment}: status {status}")
-    sys.exit(os.waitstatus_to_exitcode(in_a_process(out, None)))
+    sys.exit(os.waitstatus_to_exitcode(in_a_process(out, curriculum, None)))

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 
-def trained(out, moments, root):
+def trained(out, moments, root, curriculum="cosine"):
     script = root / "tests" / "training" / "killed_runs.py"
-    run = subprocess.run([sys.executable, script, str(out), *moments], capture_output=True, text=True)
+    command = [sys.executable, script, str(out), curriculum, *moments]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     (checkpoint,) = (out / "checkpoints").glob("step-*")
     return checkpoint
@@ -44,6 +45,14 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(moments, undistur
 
 def test_a_run_killed_at_a_random_step_ends_with_the_same_bits(undisturbed, tmp_path, root):
     check([f"step:{random.SystemRandom().randint(1, 29)}"], undisturbed, tmp_path, root)
+
+
+def test_a_closed_loop_goes_on_from_what_it_has_observed(tmp_path, root):
+    undisturbed = trained(tmp_path / "undisturbed", [], root, "adaptive")
+    resumed = trained(tmp_path / "run", ["step:7", "step:9", "step:8"], root, "adaptive")
+    assert (resumed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert records(resumed) == records(undisturbed)
+    assert [record["event"] for record in records(resumed)].count("observation") == 20
 
 
 def check(moments, undisturbed, tmp_path, root):

@@ -7,8 +7,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from provq.curriculum.handover import HandOver, drop_moments, hand_over
+from provq.curriculum.kinds import KINDS
 from provq.curriculum.progressive import Progressive
-from provq.curriculum.schedules import KINDS, Phase, Schedule
+from provq.curriculum.schedules import Observation, Phase, Schedule
 from provq.errors import UsageError, UserError
 from provq.quantizers.base import Quantizer, outermost
 from provq.spec import describe
@@ -65,6 +66,7 @@ class HardnessScheduler:
         self.hand_over = hand_over
         self.steps = 0
         self.hand_overs: list[HandOver] = []
+        self._was_continuous = self.last_hardness == 0
         self._write()
 
     @property
@@ -84,18 +86,34 @@ class HardnessScheduler:
 
     def step(self) -> None:
         """Count one optimizer step; call it after `optimizer.step()`, once however many batches it gathered."""
-        was_continuous = self.last_hardness == 0
         self.steps += 1
-        if self.hand_over and was_continuous and self.last_hardness > 0:
-            self._hand_over()
-        self._write()
+        self._move()
+
+    @property
+    def wants_observation(self) -> bool:
+        """Whether `observe` is to be called after the step that was just counted."""
+        every = self.schedule.observes_every
+        if every is None:
+            return False
+        # Steps are whole: an observation is due when another multiple of the share is reached or passed.
+        now, before = (int(steps / self.total_steps / every + 1e-9) for steps in (self.steps, self.steps - 1))
+        return now > before
+
+    def observe(self, *, loss_continuous: float, loss_current: float, loss_hard: float) -> None:
+        """Show the schedule what one fixed set of items costs without codes, as now, and with hard codes.
+
+        All ranks must show it the same numbers.
+        """
+        self.schedule.observe(Observation(self.progress, loss_continuous, loss_current, loss_hard))
+        self._move()
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and what it means: the schedule and its length."""
+        """The step and what it means: the schedule, what it has observed, and its length."""
         return {
             "steps": self.steps,
             "total_steps": self.total_steps,
             "schedule": describe(self.schedule, KINDS),
+            "observed": self.schedule.state_dict(),
             "hand_overs": [tuple(record) for record in self.hand_overs],
         }
 
@@ -114,6 +132,14 @@ class HardnessScheduler:
                 )
         self.steps = state["steps"]
         self.hand_overs = [HandOver(*record) for record in state["hand_overs"]]
+        self.schedule.load_state_dict(state["observed"])
+        self._was_continuous = self.last_hardness == 0
+        self._write()
+
+    def _move(self) -> None:
+        if self.hand_over and self._was_continuous and self.last_hardness > 0:
+            self._hand_over()
+        self._was_continuous = self.last_hardness == 0
         self._write()
 
     def _hand_over(self) -> None:

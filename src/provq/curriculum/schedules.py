@@ -1,13 +1,13 @@
-"""Schedules of hardness: pure functions from progress in [0, 1] to hardness in [0, 1].
+"""Schedules of hardness: functions from progress in [0, 1] to hardness in [0, 1].
 
-A schedule knows neither steps nor codebooks. Each (but `Constant`) is exactly 0 before its start, exactly 1 from
-its end on, and never falls in between (the curriculum of arXiv 2603.22304 as its title page states it; the shapes
-are our reading).
+A schedule knows neither steps nor codebooks. Those here are pure; `adaptive` closes the loop. Each (but `Constant`) is
+exactly 0 before its start, exactly 1 from its end on, and never falls in between (the curriculum of arXiv 2603.22304
+as its title page states it; the shapes are our reading).
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, NamedTuple, final
 
 from pydantic import Field
 
@@ -16,6 +16,15 @@ from provq.spec import checked
 
 Progress = Annotated[float, Field(ge=0, le=1)]
 Phase = Literal["warmup", "anneal", "hard"]
+
+
+class Observation(NamedTuple):
+    """What a run shows to a schedule: mean squared errors of one fixed set of items, and when they were measured."""
+
+    progress: float
+    loss_continuous: float
+    loss_current: float
+    loss_hard: float
 
 
 class Schedule(ABC):
@@ -29,6 +38,21 @@ class Schedule(ABC):
         """Whether training is continuous ("warmup"), blended ("anneal") or discrete ("hard") at `progress`."""
         hardness = self(progress)
         return "warmup" if hardness == 0 else "hard" if hardness == 1 else "anneal"
+
+    @property
+    def observes_every(self) -> float | None:
+        """Hook: the share of the run between two observations that are wanted; none are, by default."""
+        return None
+
+    def observe(self, observation: Observation) -> None:  # noqa: B027  most have nothing to learn
+        """Hook: learn from an observation, for the progress that follows it. Nothing by default."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Hook: what was learnt from observations; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Hook: take up what `state_dict` gave. Nothing by default."""
 
 
 @final
@@ -134,15 +158,6 @@ class Piecewise(Schedule):
             return 1.0
         (start, low), (end, high) = before[-1], after[0]
         return low + (high - low) * _share(progress, start, end)
-
-
-KINDS: dict[str, type[Schedule]] = {
-    "constant": Constant,
-    "linear": Linear,
-    "cosine": Cosine,
-    "deferred": Deferred,
-    "piecewise": Piecewise,
-}
 
 
 def _check_span(schedule: Schedule, start: float, end: float) -> None:

@@ -145,7 +145,7 @@ def fit(
         out: The folder of the run.
 
     Yields:
-        Records with `step` and `event`: "hand_over", "train" or "probe"; each after the step was done.
+        Records with `step` and `event`: "observation", "hand_over", "train" or "probe"; each after the step was done.
 
     Raises:
         UserError: The loss is not finite, or the data cannot be read.
@@ -203,6 +203,12 @@ def fit(
         _follow(average, tokenizer)
         continuous_until_now = not scheduler.hand_overs
         scheduler.step()
+        if scheduler.wants_observation:
+            seen = _first_batches(items, training.probe_items, training.batch_size)
+            numbers = probe(tokenizer, seen, scheduler.last_hardness)
+            losses = {name: numbers[name] for name in ("loss_continuous", "loss_current", "loss_hard")}
+            scheduler.observe(**losses)
+            yield {"step": step, "event": "observation", "hardness": scheduler.last_hardness, **losses}
         if continuous_until_now and scheduler.hand_overs:
             yield from _hand_over_records(step, scheduler.hand_overs)
             _follow_quantizer(average, tokenizer)

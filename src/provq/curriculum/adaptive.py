@@ -1,0 +1,120 @@
+"""A closed loop instead of hand-set fractions: what the run itself shows says when to harden, and how fast.
+
+The continuous phase ends when its loss stops falling. Then the gap between the loss with hard codes and the loss that
+is being trained is led to zero along a straight line: where it falls behind the line, hardness has room to rise (the
+gap controller of Agustsson et al., arXiv 1704.00648, section 3.4, for another quantity). A deadline makes sure that
+training ends hard.
+"""
+
+import math
+from typing import Annotated, Any, final
+
+from pydantic import Field
+
+from provq.curriculum.schedules import Observation, Progress, Schedule
+from provq.errors import UsageError
+from provq.spec import checked
+
+_FIRST = 0.01  # hardness when the continuous phase ends: the least that calls for the hand-over
+
+
+@final
+class Adaptive(Schedule):
+    """0 until the loss without codes stops falling, then as hard as the gap to the loss with hard codes allows.
+
+    Hardness never falls, and what it is depends on the observations alone: they are the whole state.
+
+    Args:
+        earliest: Progress before which the continuous phase does not end.
+        latest: Progress at which it ends at last.
+        deadline: Progress from which hardness is 1; a straight line from `latest` is its least value before.
+        window: The continuous loss must have fallen over such a share of the run ...
+        improvement: ... by this share of itself, or the continuous phase ends.
+        gain: How much hardness rises for an observation that has no gap left, where there ought to be all of it.
+        every: Share of the run between two observations.
+
+    Raises:
+        UsageError: Not 0 < earliest <= latest < deadline <= 1, or an argument is out of bounds.
+    """
+
+    @checked
+    def __init__(
+        self,
+        earliest: Progress = 0.1,
+        latest: Progress = 0.4,
+        deadline: Progress = 0.8,
+        *,
+        window: Annotated[float, Field(gt=0, le=1)] = 0.1,
+        improvement: Annotated[float, Field(ge=0, lt=1)] = 0.05,
+        gain: Annotated[float, Field(gt=0)] = 0.5,
+        every: Annotated[float, Field(gt=0, le=1)] = 0.02,
+    ) -> None:
+        if not 0 < earliest <= latest < deadline:
+            raise UsageError(
+                "Adaptive: earliest must be positive and not above latest, and latest below deadline, "
+                f"got earliest={earliest}, latest={latest}, deadline={deadline}"
+            )
+        self.earliest, self.latest, self.deadline = earliest, latest, deadline
+        self.window, self.improvement = window, improvement
+        self.gain = gain
+        self.every = every
+        self.observations: list[Observation] = []
+        self._start = latest  # of the anneal
+        self._first_gap = math.nan
+        self._reached = 0.0
+
+    def __call__(self, progress: float) -> float:
+        """The hardness that the observations until now lead to."""
+        if progress < self._start:
+            return 0.0
+        if progress >= self.deadline:
+            return 1.0
+        least = max(0.0, progress - self.latest) / (self.deadline - self.latest)
+        return max(_FIRST, least, self._reached)
+
+    @property
+    def observes_every(self) -> float:
+        """The share of the run between two observations."""
+        return self.every
+
+    def observe(self, observation: Observation) -> None:
+        """End the continuous phase, or harden.
+
+        Raises:
+            UsageError: The observation is not later than the last one.
+        """
+        if self.observations and observation.progress <= self.observations[-1].progress:
+            raise UsageError(
+                f"Adaptive: observations must come in the order of progress, got {observation.progress} "
+                f"after {self.observations[-1].progress}"
+            )
+        hardness = self(observation.progress)
+        self.observations.append(observation)
+        if hardness == 0:
+            if observation.progress >= self.earliest and self._has_stopped_falling():
+                self._start = observation.progress
+            return
+        gap = observation.loss_hard / observation.loss_current - 1 if observation.loss_current > 0 else 0.0
+        if math.isnan(self._first_gap):
+            self._first_gap = max(0.0, gap)
+        share = (observation.progress - self._start) / (self.deadline - self._start)
+        wanted = self._first_gap * (1 - min(1.0, share))
+        # Without a gap to begin with there is nothing to wait for.
+        room = max(0.0, wanted - gap) / self._first_gap if self._first_gap else 1.0
+        self._reached = min(1.0, hardness + self.gain * room)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The observations."""
+        return {"observations": [tuple(observation) for observation in self.observations]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Observe anew what was observed."""
+        self.observations = []
+        self._start, self._first_gap, self._reached = self.latest, math.nan, 0.0
+        for observation in state["observations"]:
+            self.observe(Observation(*observation))
+
+    def _has_stopped_falling(self) -> bool:
+        now = self.observations[-1]
+        before = [past for past in self.observations if past.progress <= now.progress - self.window + 1e-9]
+        return bool(before) and now.loss_continuous > (1 - self.improvement) * before[-1].loss_continuous
