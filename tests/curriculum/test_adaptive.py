@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from provq.curriculum import Adaptive, HardnessScheduler, Observation
+from provq.curriculum import Adaptive, Cosine, HardnessScheduler, Observation
 from provq.errors import UsageError
 from provq.quantizers import VectorQuantizer
 
@@ -150,6 +150,15 @@ def test_a_scheduler_that_is_restored_goes_on_as_the_one_that_was_saved():
         if step >= 9:
             assert other.last_hardness == one.last_hardness
             assert other.hand_overs == one.hand_overs
+
+
+def test_a_closed_loop_can_take_over_from_a_schedule_that_observed_nothing():
+    before = HardnessScheduler(nn.Sequential(VectorQuantizer(3, 4, init="normal")), Cosine(), 20)
+    before.step()
+    scheduler = scheduler_of()
+    scheduler.load_state_dict(before.state_dict(), strict=False)
+    assert scheduler.steps == 1
+    assert scheduler.schedule.observations == []
 
 
 @pytest.mark.parametrize("every", [0.01, 0.03, 0.4, 1.0])

@@ -58,10 +58,7 @@ class Adaptive(Schedule):
         self.window, self.improvement = window, improvement
         self.gain = gain
         self.every = every
-        self.observations: list[Observation] = []
-        self._start = latest  # of the anneal
-        self._first_gap = math.nan
-        self._reached = 0.0
+        self._forget()
 
     def __call__(self, progress: float) -> float:
         """The hardness that the observations until now lead to."""
@@ -109,10 +106,15 @@ class Adaptive(Schedule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Observe anew what was observed."""
-        self.observations = []
-        self._start, self._first_gap, self._reached = self.latest, math.nan, 0.0
-        for observation in state["observations"]:
+        self._forget()
+        for observation in state.get("observations", ()):  # none, where another schedule led until now
             self.observe(Observation(*observation))
+
+    def _forget(self) -> None:
+        self.observations: list[Observation] = []
+        self._start = self.latest  # of the anneal
+        self._first_gap = math.nan
+        self._reached = 0.0
 
     def _has_stopped_falling(self) -> bool:
         now = self.observations[-1]

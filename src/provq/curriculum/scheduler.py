@@ -132,7 +132,7 @@ class HardnessScheduler:
                 )
         self.steps = state["steps"]
         self.hand_overs = [HandOver(*record) for record in state["hand_overs"]]
-        self.schedule.load_state_dict(state["observed"])
+        self.schedule.load_state_dict(state.get("observed", {}))
         self._was_continuous = self.last_hardness == 0
         self._write()
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,8 @@ from provq.data import Batch
 from provq.evaluation.codebook import CodebookStatistics
 from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer
+
+Watch = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class Measure(ABC):
@@ -48,7 +50,7 @@ def evaluate(tokenizer: Tokenizer, batches: Iterable[Batch], measures: Iterable[
             if len(batch.keys) == 0:
                 continue
             items = batch.values.to(device)
-            u, q = _through_bottleneck(tokenizer, items, statistics)
+            u, q = _through_bottleneck(tokenizer, items, statistics.update)
             hard, continuous = tokenizer.decoder(q), tokenizer.decoder(u)
             count += len(items)
             hard_error += float((hard - items).square().double().sum())
@@ -69,28 +71,46 @@ def probe(tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float) -> di
         `loss_hard`, `loss_current`, `loss_continuous` (mean squared errors), and the numbers of
         `CodebookStatistics`.
     """
-    device = tokenizer.quantizer.hardness.device
     statistics = CodebookStatistics(tokenizer.quantizer.code_dim, tokenizer.codebook_sizes)
+    return losses(tokenizer, batches, hardness, watch=statistics.update) | statistics.compute()
+
+
+def losses(
+    tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float, *, watch: Watch | None = None
+) -> dict[str, float]:
+    """What items cost with hard codes, at a hardness and without codes, without a trace in the tokenizer.
+
+    Args:
+        tokenizer: It is run in evaluation mode, without gradients, and left in the mode it was in.
+        batches: The items.
+        hardness: That of `loss_current`, in [0, 1].
+        watch: Is given the latents of each batch, their codes and indices.
+
+    Returns:
+        `loss_hard`, `loss_current`, `loss_continuous`: mean squared errors.
+    """
+    device = tokenizer.quantizer.hardness.device
     errors = dict.fromkeys(("loss_hard", "loss_current", "loss_continuous"), 0.0)
     values = 0
     with evaluating(tokenizer):
         for batch in batches:
             items = batch.values.to(device)
-            u, q = _through_bottleneck(tokenizer, items, statistics)
+            u, q = _through_bottleneck(tokenizer, items, watch)
             values += items.numel()
             for name, weight in zip(errors, (1.0, hardness, 0.0), strict=True):
                 output = tokenizer.decoder(torch.lerp(u, q, weight))
                 errors[name] += float((output - items).square().double().sum())
-    return {name: error / max(1, values) for name, error in errors.items()} | statistics.compute()
+    return {name: error / max(1, values) for name, error in errors.items()}
 
 
 def _through_bottleneck(
-    tokenizer: Tokenizer, items: Float[Tensor, "b ..."], statistics: CodebookStatistics
+    tokenizer: Tokenizer, items: Float[Tensor, "b ..."], watch: Watch | None
 ) -> tuple[Float[Tensor, "b ... dim"], Float[Tensor, "b ... dim"]]:
-    """What the decoder reads of items without codes and with hard ones; `statistics` has seen both."""
+    """What the decoder reads of items without codes and with hard ones; `watch` has seen both."""
     quantizer = tokenizer.quantizer
     u = quantizer.enter(tokenizer.encoder(items))
     indices = quantizer.assign(u)
     q = quantizer.codes(indices) if quantizer.codebook_sizes else u
-    statistics.update(u, q, indices)
+    if watch is not None:
+        watch(u, q, indices)
     return quantizer.leave(u), quantizer.leave(q)

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from provq.curriculum import HandOver, HardnessScheduler, Schedule, hand_over
 from provq.data import Batch, Items, evaluation_batches, training_batches
 from provq.errors import UserError
-from provq.evaluation.evaluate import probe
+from provq.evaluation.evaluate import losses, probe
 from provq.ops.collectives import ranks, sum_over_ranks
 from provq.spec import checked
 from provq.tokenizer import Tokenizer
@@ -205,10 +205,9 @@ def fit(
         scheduler.step()
         if scheduler.wants_observation:
             seen = _first_batches(items, training.probe_items, training.batch_size)
-            numbers = probe(tokenizer, seen, scheduler.last_hardness)
-            losses = {name: numbers[name] for name in ("loss_continuous", "loss_current", "loss_hard")}
-            scheduler.observe(**losses)
-            yield {"step": step, "event": "observation", "hardness": scheduler.last_hardness, **losses}
+            costs = losses(tokenizer, seen, scheduler.last_hardness)
+            scheduler.observe(**costs)
+            yield {"step": step, "event": "observation", "hardness": scheduler.last_hardness, **costs}
         if continuous_until_now and scheduler.hand_overs:
             yield from _hand_over_records(step, scheduler.hand_overs)
             _follow_quantizer(average, tokenizer)
