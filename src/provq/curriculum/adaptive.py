@@ -113,7 +113,7 @@ class Adaptive(Schedule):
     def _forget(self) -> None:
         self.observations: list[Observation] = []
         self._start = self.latest  # of the anneal
-        self._first_gap = math.nan
+        self._first_gap: float = math.nan
         self._reached = 0.0
 
     def _has_stopped_falling(self) -> bool:
