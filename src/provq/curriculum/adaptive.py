@@ -37,6 +37,11 @@ class Adaptive(Schedule):
         UsageError: Not 0 < earliest <= latest < deadline <= 1, or an argument is out of bounds.
     """
 
+    observations: list[Observation]
+    _start: float  # of the anneal
+    _first_gap: float  # NaN until the anneal is observed
+    _reached: float
+
     @checked
     def __init__(
         self,
@@ -111,9 +116,9 @@ class Adaptive(Schedule):
             self.observe(Observation(*observation))
 
     def _forget(self) -> None:
-        self.observations: list[Observation] = []
-        self._start = self.latest  # of the anneal
-        self._first_gap: float = math.nan
+        self.observations = []
+        self._start = self.latest
+        self._first_gap = math.nan
         self._reached = 0.0
 
     def _has_stopped_falling(self) -> bool:
