@@ -15,7 +15,7 @@ from torch.nn.functional import embedding, normalize
 
 from provq.errors import UsageError, UserError
 from provq.ops import estimators
-from provq.ops.codes import random_rows, sums_of_codes
+from provq.ops.codes import counts_of_codes, move_codes, random_rows
 from provq.ops.collectives import mean_over_ranks
 from provq.ops.kmeans import kmeans
 from provq.ops.masking import where_kept
@@ -222,21 +222,17 @@ class VectorQuantizer(Quantizer):
     def adapt(
         self, u: Float[Tensor, "*batch code_dim"], indices: Int[Tensor, "..."], keep: Bool[Tensor, "*batch"]
     ) -> None:
-        """Follow the batch with usage, moving averages and revival; one exchange between ranks for the sums."""
+        """Follow the batch with usage, moving averages and revival; one exchange between ranks for the averages."""
         if self._is_resting or self.update == "frozen" or (self.update == "gradient" and not self.reviving):
             return
-        vectors, keep = self._vectors(u), self._of_heads(keep)
-        counts, sums = sums_of_codes(vectors, indices.flatten(), keep, self.codebook_size)
-        tokens = counts.sum()
-        # A batch without a token leaves every average where it is.
-        share = torch.where(tokens > 0, 1 - self.decay, 0.0)
-        self.usage.lerp_(counts / tokens.clamp_min(1), share)
+        vectors, indices, keep = self._vectors(u), indices.flatten(), self._of_heads(keep)
         if self.update == "ema":
-            self.ema_counts.lerp_(counts, share)
-            # The mean of a code moves by its share of the difference; a code without tokens stays to the last digit.
-            difference = sums.addcmul_(self.codebook, counts[:, None], value=-1)
-            steps = share / self.ema_counts.clamp_min(torch.finfo(torch.float32).tiny)
-            self.codebook.addcmul_(difference, steps[:, None])
+            counts = move_codes(self.codebook, self.ema_counts, vectors, indices, keep, self.decay)
+        else:
+            counts = counts_of_codes(indices, keep, self.codebook_size)
+        tokens = counts.sum()
+        # A batch without a token leaves usage where it is.
+        self.usage.lerp_(counts / tokens.clamp_min(1), tokens.clamp_max(1) * (1 - self.decay))
         if self.reviving:
             self._revive(vectors, keep)
 
