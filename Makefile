@@ -9,7 +9,7 @@ help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/with-report  ## Train four arms on two photographs and write runs/demo/report.html (3 to 4 minutes)
-	$(BIN)/provq compare demo --out runs/demo --html runs/demo/report.html
+	$(BIN)/provq compare demo --learning-rates 1 --out runs/demo --html runs/demo/report.html
 
 test: .venv/with-dev lint  ## Run everything that continuous integration runs
 	$(BIN)/python -m pytest -m "not slow"

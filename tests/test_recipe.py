@@ -95,7 +95,7 @@ def test_a_recipe_that_extends_itself_is_refused(write, names):
         ("training.curriculum.end=0.9", ("training", "curriculum"), {"kind": "linear", "end": 0.9}),
         ("training.curriculum={kind: cosine}", ("training", "curriculum"), {"kind": "cosine"}),
         ("training.curriculum.kind=cosine", ("training", "curriculum"), {"kind": "cosine"}),
-        ("training.hand_over=false", ("training", "hand_over"), False),
+        ("training.hand_overs=0", ("training", "hand_overs"), 0),
         ("data.train=a=b", ("data", "train"), "a=b"),
         ("data.val=", ("data", "val"), None),
         ("data.train='{a,b}/*.tar'", ("data", "train"), "{a,b}/*.tar"),
@@ -263,7 +263,7 @@ def test_parts_are_what_the_tables_say():
     assert tokenizer.codebook_sizes == (16,)
     assert (training.steps, training.batch_size, training.betas) == (10, 2, (0.8, 0.9))
     assert isinstance(schedule, Linear)
-    assert (schedule.start, schedule.end) == (0.2, 0.5)
+    assert (schedule.start, schedule.end) == (0.1, 0.5)
     assert (objective.l2, objective.l1, objective.quantizer) == (1.0, 0.0, 1.0)
     assert modality.size == 16
     again = build(tokenizer.metadata["data"], modalities.KINDS, where="data")

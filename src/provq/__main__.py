@@ -2,4 +2,5 @@
 
 from provq.cli import main
 
-main()
+if __name__ == "__main__":  # processes of a comparison import this file too
+    main()

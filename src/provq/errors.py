@@ -23,6 +23,10 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class DivergenceError(UserError):
+    """Training came to a number that is not finite."""
+
+
 class CodeIndexError(UserError, IndexError):
     """An index is not that of a code."""
 

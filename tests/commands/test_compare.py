@@ -1,10 +1,14 @@
 import json
+import signal
 import statistics
+import subprocess
+import sys
 
 import pytest
+import yaml
 
 import provq
-from provq.commands.compare import summary
+from provq.commands.compare import differences, summary
 from provq.errors import UsageError
 
 
@@ -15,7 +19,7 @@ def comparison(recipe, tmp_path_factory):
     continuous = out / "no-tokens.yaml"
     continuous.write_text("# Nothing is quantized.\nquantizer: {kind: continuous, dim: 4}\n")
     arms = ["hard", "cosine", str(continuous)]
-    return out, short, arms, provq.compare(short, out=out, arms=arms, seeds=2)
+    return out, short, arms, provq.compare(short, out=out, arms=arms, seeds=2, learning_rates=[1])
 
 
 def test_each_arm_and_seed_has_a_row(comparison):
@@ -32,20 +36,23 @@ def test_each_arm_and_seed_has_a_row(comparison):
 def test_arms_differ_by_their_diff_alone(comparison):
     out, *_ = comparison
     hard, cosine = ((out / arm / "seed-0" / "recipe.yaml").read_text() for arm in ("hard", "cosine"))
-    lines = set(hard.splitlines()) ^ set(cosine.splitlines())
-    assert {line.strip() for line in lines} == {
+    assert {line.strip() for line in hard.splitlines()} - {line.strip() for line in cosine.splitlines()} == {
+        "update: gradient",
+        "revive_below: 0.0",
         "kind: constant",
         "value: 1.0",
+    }
+    assert {line.strip() for line in cosine.splitlines()} - {line.strip() for line in hard.splitlines()} == {
         "kind: cosine",
-        "start: 0.2",
-        "end: 0.6",
+        "start: 0.1",
+        "end: 0.95",
     }
 
 
 def test_a_finished_comparison_is_only_read(comparison):
     out, short, arms, rows = comparison
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    again = provq.compare(short, out=out, arms=arms, seeds=2)
+    again = provq.compare(short, out=out, arms=arms, seeds=2, learning_rates=[1])
     assert [json.dumps(row) for row in again] == [json.dumps(row) for row in rows]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
 
@@ -57,15 +64,72 @@ def test_the_page_holds_every_arm(comparison):
 
 
 def test_summary_is_mean_and_deviation():
-    rows = [{"arm": "a", "x": value} for value in (1.0, 2.0, 4.0)]
+    rows = [{"arm": "a", "seed": seed, "x": value} for seed, value in enumerate((1.0, 2.0, 4.0))]
     mean, deviation = summary(rows, "x")["a"]
     assert mean == pytest.approx(statistics.mean([1, 2, 4]))
     assert deviation == pytest.approx(statistics.stdev([1, 2, 4]))
 
 
+def test_differences_are_paired_by_seed():
+    rows = [{"arm": arm, "seed": seed, "x": x} for seed, arm, x in [(0, "a", 1), (0, "b", 3), (1, "a", 5), (1, "b", 6)]]
+    assert differences(rows, "x").keys() == {"b"}
+    assert differences(rows, "x")["b"].mean == 1.5
+
+
+def test_a_finished_run_of_another_recipe_is_refused(comparison):
+    out, short, arms, _ = comparison
+    other = {**short, "training": {**short["training"], "learning_rate": 0.5}}
+    with pytest.raises(UsageError, match="training.learning_rate was"):
+        provq.compare(other, out=out, arms=arms, learning_rates=[1])
+
+
+def test_each_arm_takes_the_rate_that_serves_training_items_best(recipe, tmp_path):
+    short = {**recipe, "training": {**recipe["training"], "steps": 16, "learning_rate": 0.002}}
+    rows = provq.compare(short, out=tmp_path, arms=["hard", "cosine"], learning_rates=[0.1, 1, 1e30])
+    for row in rows:
+        tried = tmp_path / row["arm"] / "learning-rates"
+        scores = {
+            factor: json.loads((tried / name / "evaluation.json").read_text())["training_psnr"]
+            for factor, name in ((0.1, "0.1"), (1, "1"), (1e30, "1e+30"))
+        }
+        assert scores[1e30] is None, "a step of 1e27 is more than numbers bear"
+        assert row["learning_rate"] == 0.002 * max((0.1, 1), key=scores.__getitem__)
+        assert yaml.safe_load((tried / "1" / "recipe.yaml").read_text())["training"]["steps"] == 4
+        of_run = yaml.safe_load((tmp_path / row["arm"] / "seed-0" / "recipe.yaml").read_text())
+        assert of_run["training"]["learning_rate"] == row["learning_rate"]
+
+
+def test_runs_side_by_side_end_with_their_parent_and_go_on(recipe, tmp_path):
+    short = {**recipe, "training": {**recipe["training"], "steps": 40, "checkpoint_every": 1}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(short))
+    out = tmp_path / "out"
+    verb = ["compare", tmp_path / "recipe.yaml", "--arms", "hard,cosine", "--seeds", "2", "--learning-rates", "1"]
+    command = [sys.executable, "-m", "provq", *verb, "--parallel", "2", "--out", out]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stderr.readline().startswith("1 of 4")
+        parent.send_signal(signal.SIGKILL)
+        # Its processes hold the same pipe: it ends when the last of them has.
+        assert parent.stdout.read() == ""
+    finished = {path: path.stat().st_mtime_ns for path in out.rglob("evaluation.json")}
+    assert 1 <= len(finished) < 4
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert "cosine" in again.stdout
+    rows = json.loads((out / "compare.json").read_text())
+    alone = provq.compare(short, out=tmp_path / "alone", arms=["hard", "cosine"], seeds=2, learning_rates=[1])
+    assert [row["psnr"] for row in rows] == pytest.approx([row["psnr"] for row in alone], abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"arms": ["cosin"]}, "'cosine'"), ({"arms": ["hard", "hard"]}, "each once"), ({"seeds": 0}, "at least 1")],
+    [
+        ({"arms": ["cosin"]}, "'cosine'"),
+        ({"arms": ["hard", "hard"]}, "each once"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"parallel": 0}, "parallel must be at least 1"),
+        ({"learning_rates": [1, 0]}, "positive factors"),
+        ({"learning_rates": []}, "got none"),
+    ],
 )
 def test_wrong_requests_are_named(recipe, tmp_path, arguments, message):
     with pytest.raises(UsageError, match=message):

@@ -30,12 +30,13 @@ def test_a_run_leaves_recipe_log_board_and_checkpoint(run, recipe):
 def test_the_log_tells_the_curriculum_and_the_hand_over(run):
     records = log_of(run)
     hand_overs = [record for record in records if record["event"] == "hand_over"]
-    # Of 20 steps hardness leaves 0 after step 5, the first whose progress lies beyond 0.2.
-    assert [record["step"] for record in hand_overs] == [5]
+    # Of 20 steps hardness leaves 0 after step 3, the first whose progress lies beyond 0.1, and is 1/4, 1/2, 3/4 and 1
+    # when a third, a half, two thirds and all of the way to 0.95 are behind it.
+    assert [record["step"] for record in hand_overs] == [3, 8, 11, 14, 19]
     assert all(record["relative_error_after"] < record["relative_error_before"] for record in hand_overs)
     probes = {record["step"]: record for record in records if record["event"] == "probe"}
     assert probes.keys() == {10, 20}
-    assert probes[10]["hardness"] == pytest.approx((1 - math.cos(math.pi * 0.75)) / 2)
+    assert probes[10]["hardness"] == pytest.approx((1 - math.cos(math.pi * 0.4 / 0.85)) / 2)
     assert probes[20]["hardness"] == 1 and probes[20]["loss_hard"] == probes[20]["loss_current"]
 
 

@@ -190,7 +190,7 @@ def test_what_learns_no_codes_is_passed_over(make):
     assert hand_over(model, unwanted) == []
     scheduler = HardnessScheduler(model, Deferred(0.5), 2, fresh=unwanted)
     scheduler.step()
-    assert scheduler.hand_overs == []
+    assert scheduler.history == []
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -230,7 +230,7 @@ def hardnesses(quantizer):
 @learned
 def test_the_scheduler_moves_what_a_quantizer_is_made_of(make):
     model = Model(make).train()
-    scheduler = HardnessScheduler(model, Linear(0.0, 1.0), 4, hand_over=False)
+    scheduler = HardnessScheduler(model, Linear(0.0, 1.0), 4, hand_overs=0)
     for step in range(5):
         model(items(step))
         assert hardnesses(model.quantizer) == [step / 4] * len(hardnesses(model.quantizer))
@@ -240,7 +240,7 @@ def test_the_scheduler_moves_what_a_quantizer_is_made_of(make):
 @pytest.mark.parametrize("make", [residual, grouped, lambda **options: ResidualQuantizer([grouped()], **options)])
 def test_the_scheduler_moves_staggered_members_one_after_the_other(make):
     model = Model(partial(make, stagger=0.6)).train()
-    scheduler = HardnessScheduler(model, Linear(0.0, 1.0), 10, hand_over=False)
+    scheduler = HardnessScheduler(model, Linear(0.0, 1.0), 10, hand_overs=0)
     number = len(model.quantizer.members)
     for step in range(11):
         model(items(step))
@@ -275,7 +275,7 @@ def test_members_rest_while_the_hand_over_lies_ahead_and_learn_from_then_on(make
     averages = any(isinstance(part, VectorQuantizer) and part.update == "ema" for part in model.modules())
     assert found[:2] == [(False, False)] * 2, "codes learn what is thrown away"
     assert found[2:] == [(bool(of_codes), averages)] * 2
-    assert len(scheduler.hand_overs) == 1
+    assert len(scheduler.history) == 1
 
 
 def test_a_model_that_is_hard_from_the_start_hands_nothing_over():
@@ -283,4 +283,4 @@ def test_a_model_that_is_hard_from_the_start_hands_nothing_over():
     scheduler = HardnessScheduler(model, Constant(1.0), 4, fresh=lambda: model(items(99)))
     for _ in range(4):
         scheduler.step()
-    assert scheduler.hand_overs == []
+    assert scheduler.history == []

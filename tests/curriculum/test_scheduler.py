@@ -159,18 +159,46 @@ def with_fresh(model, schedule, steps, **options):
     ],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("hand_over", [True, False])
-def test_the_hand_over_comes_once_when_hardness_leaves_zero(schedule, at, hand_over):
+@pytest.mark.parametrize("hand_overs", [1, 0])
+def test_the_hand_over_comes_once_when_hardness_leaves_zero(schedule, at, hand_overs):
     model = Model().train()
-    scheduler, fresh = with_fresh(model, schedule, 10, hand_over=hand_over)
+    scheduler, fresh = with_fresh(model, schedule, 10, hand_overs=hand_overs)
     before = model.parts[0].codebook.detach().clone()
     for _ in range(12):
         scheduler.step()
-    happens = hand_over and at is not None
+    happens = hand_overs > 0 and at is not None
     assert fresh.asked_at == ([at] if happens else [])
-    assert [record.quantizer for record in scheduler.hand_overs] == (["parts.0"] if happens else [])
+    assert [record.quantizer for record in scheduler.history] == (["parts.0"] if happens else [])
     assert torch.equal(model.parts[0].codebook, before) != happens
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("schedule", "number", "at"),
+    [
+        (Linear(0.0, 1.0), 5, [1, 3, 5, 8, 10]),  # hardness is a tenth of the step; quarters are reached or passed
+        (Linear(0.0, 1.0), 4, [1, 4, 7, 10]),
+        (Linear(0.0, 1.0), 2, [1, 10]),
+        (Piecewise(((0.0, 0.0), (0.2, 0.0), (0.3, 0.6), (0.9, 1.0), (1.0, 1.0))), 5, [3, 6, 9]),  # one for two passed
+        (Deferred(0.5), 5, [5]),
+        (Constant(0.6), 5, []),
+    ],
+)
+def test_further_hand_overs_come_at_equal_parts_of_the_way(schedule, number, at):
+    scheduler, fresh = with_fresh(Model(), schedule, 10, hand_overs=number)
+    for step in range(1, 11):
+        scheduler.step()
+        other, fresh_of_other = with_fresh(Model(), schedule, 10, hand_overs=number)
+        other.load_state_dict(scheduler.state_dict())
+        for _ in range(step, 10):
+            other.step()
+        assert fresh.asked_at + fresh_of_other.asked_at == at, "a resumed run fires what is left"
+    assert len(scheduler.history) == len(at)
+
+
+def test_a_negative_number_of_hand_overs_is_refused():
+    with pytest.raises(UserError, match="must not be negative, got -1"):
+        HardnessScheduler(Model(), Linear(), 10, hand_overs=-1)
 
 
 def test_the_hand_over_founds_the_codebook_on_the_latents_of_fresh_data():
@@ -180,14 +208,14 @@ def test_the_hand_over_founds_the_codebook_on_the_latents_of_fresh_data():
     latents = model.encoder(items(99)).detach()
     expected, _ = kmeans(latents, torch.ones(40, dtype=torch.bool), 5)
     torch.testing.assert_close(model.parts[0].codebook.detach(), expected)
-    assert scheduler.hand_overs[0].latents == 40
+    assert scheduler.history[0].latents == 40
     assert hardnesses(model) == 1
 
 
-@pytest.mark.parametrize("hand_over", [True, False])
-def test_without_fresh_data_the_next_training_batch_is_the_hand_over(hand_over):
+@pytest.mark.parametrize("hand_overs", [1, 0])
+def test_without_fresh_data_the_next_training_batch_is_the_hand_over(hand_overs):
     model = Model().train()
-    scheduler = HardnessScheduler(model, Deferred(0.5), 4, hand_over=hand_over)
+    scheduler = HardnessScheduler(model, Deferred(0.5), 4, hand_overs=hand_overs)
     before = model.parts[0].codebook.detach().clone()
     waits = []
     for step in range(4):
@@ -199,9 +227,9 @@ def test_without_fresh_data_the_next_training_batch_is_the_hand_over(hand_over):
             assert torch.equal(model.parts[0].codebook, before), "evaluation is no hand-over"
         model(items(step))
         assert not model.parts[0].awaits_latents
-    assert waits == [False, hand_over, False, False]
+    assert waits == [False, bool(hand_overs), False, False]
     expected, _ = kmeans(model.encoder(items(1)).detach(), torch.ones(40, dtype=torch.bool), 5)
-    torch.testing.assert_close(model.parts[0].codebook.detach(), expected if hand_over else before)
+    torch.testing.assert_close(model.parts[0].codebook.detach(), expected if hand_overs else before)
 
 
 def learns(model):
@@ -242,10 +270,10 @@ def test_a_codebook_whose_schedule_was_changed_on_resuming_learns(fresh):
     assert learns(model)
 
 
-@pytest.mark.parametrize(("schedule", "hand_over"), [(Linear(0.5, 1.0), False), (Constant(0.0), True)])
-def test_a_codebook_without_a_hand_over_ahead_never_rests(schedule, hand_over):
+@pytest.mark.parametrize(("schedule", "hand_overs"), [(Linear(0.5, 1.0), 0), (Constant(0.0), 1)])
+def test_a_codebook_without_a_hand_over_ahead_never_rests(schedule, hand_overs):
     model = Model().train()
-    scheduler = HardnessScheduler(model, schedule, 4, hand_over=hand_over)
+    scheduler = HardnessScheduler(model, schedule, 4, hand_overs=hand_overs)
     for _ in range(4):
         assert learns(model)
         scheduler.step()
@@ -300,9 +328,7 @@ def test_a_resumed_run_has_the_same_hardness_and_hand_over_at_every_step(schedul
             assert all(torch.equal(part.hardness, expected[step]) for part in model.moved)
             resumed.step()
         assert asked.asked_at == [step for step in fresh.asked_at if step > first]
-        assert [record.quantizer for record in resumed.hand_overs] == [
-            record.quantizer for record in scheduler.hand_overs
-        ]
+        assert [record.quantizer for record in resumed.history] == [record.quantizer for record in scheduler.history]
 
 
 def test_the_state_says_what_was_done_and_what_it_means():
@@ -312,9 +338,9 @@ def test_the_state_says_what_was_done_and_what_it_means():
     restored = HardnessScheduler(Model(), Linear(0.2, 0.6), 5)
     restored.load_state_dict(saved(scheduler))
     assert restored.steps == 3
-    assert restored.hand_overs == scheduler.hand_overs
-    assert [record.quantizer for record in restored.hand_overs] == ["parts.0"]
-    assert all(isinstance(record, HandOver) for record in restored.hand_overs)
+    assert restored.history == scheduler.history
+    assert [record.quantizer for record in restored.history] == ["parts.0"]
+    assert all(isinstance(record, HandOver) for record in restored.history)
     state = scheduler.state_dict()
     assert state["schedule"] == {"kind": "linear", "start": 0.2, "end": 0.6}
     assert (state["steps"], state["total_steps"]) == (3, 5)

@@ -86,12 +86,12 @@ def test_a_line_and_half_a_cosine_between_start_and_end(span, progress):
     assert Cosine(start, end)(progress) == pytest.approx(math.sin(math.pi * share / 2) ** 2, abs=1e-12)
 
 
-def test_the_defaults_are_a_fifth_continuous_and_two_fifths_hard():
+def test_the_defaults_are_a_tenth_continuous_and_the_last_twentieth_hard():
     for schedule in (Linear(), Cosine()):
-        assert [schedule(progress) for progress in (0.0, 0.2, 0.6, 1.0)] == [0, 0, 1, 1]
-        assert schedule(0.4) == pytest.approx(0.5)
-    assert Linear()(0.3) == pytest.approx(0.25)
-    assert Cosine()(0.3) == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
+        assert [schedule(progress) for progress in (0.0, 0.1, 0.95, 1.0)] == [0, 0, 1, 1]
+        assert schedule(0.525) == pytest.approx(0.5)
+    assert Linear()(0.1 + 0.85 / 4) == pytest.approx(0.25)
+    assert Cosine()(0.1 + 0.85 / 4) == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
     assert [Deferred()(progress) for progress in (0.0, 0.19, 0.2, 1.0)] == [0, 0, 1, 1]
     assert Constant()(0.0) == 1
 
@@ -117,8 +117,8 @@ def test_a_constant_is_a_constant(value, progress):
 @pytest.mark.parametrize(
     ("schedule", "phases"),
     [
-        (Linear(), ["warmup", "warmup", "anneal", "hard", "hard"]),
-        (Cosine(), ["warmup", "warmup", "anneal", "hard", "hard"]),
+        (Linear(0.2, 0.6), ["warmup", "warmup", "anneal", "hard", "hard"]),
+        (Cosine(0.2, 0.6), ["warmup", "warmup", "anneal", "hard", "hard"]),
         (Deferred(0.3), ["warmup", "warmup", "hard", "hard", "hard"]),
         (Piecewise(((0.1, 0.0), (0.5, 0.5), (0.9, 1.0))), ["warmup", "anneal", "anneal", "anneal", "hard"]),
         (Constant(0.0), ["warmup"] * 5),

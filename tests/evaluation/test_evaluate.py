@@ -2,13 +2,17 @@
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from provq.data import Batch
+from provq.evaluation.codebook import codebooks_of
+from provq.evaluation.diagnostics import effective_dimension
 from provq.evaluation.evaluate import Measure, evaluate, probe
+from provq.evaluation.watch import Watcher
 from provq.networks import ConvolutionalDecoder, ConvolutionalEncoder
 from provq.quantizers import Continuous, FiniteScalarQuantizer, VectorQuantizer
 from provq.tokenizer import Tokenizer
@@ -180,6 +184,38 @@ def test_without_codes_there_is_no_gap():
     assert looked["loss_hard"] == looked["loss_continuous"] == looked["loss_current"]
 
 
+def test_a_probe_is_compared_with_the_one_before_by_whoever_remembers():
+    tokenizer = make()
+    watcher, items = Watcher(), batch(pictures(4))
+    watcher.found(codebooks_of(tokenizer.quantizer))
+    first = probe(tokenizer, [items], 1.0, watcher)
+    assert first["code_travel"] == 0 and math.isnan(first["assignment_churn"])
+    before = tokenizer.eval().encode(items.values)
+    with torch.no_grad():
+        tokenizer.quantizer.codebook.mul_(torch.tensor([[2.0], [0.5]]).repeat(4, 1))
+    second = probe(tokenizer, [items], 1.0, watcher)
+    assert second["code_travel"] > 0 and second["encoder_drift"] == 0
+    assert second["assignment_churn"] == (tokenizer.encode(items.values) != before).double().mean() > 0
+    assert math.isnan(probe(tokenizer, [items], 1.0)["code_travel"])
+
+
+def test_the_page_of_diagnostics_lists_every_number(root):
+    rows = re.findall(r"^\| (`.+?) \|", (root / "docs" / "diagnostics.md").read_text().partition("## Alarms")[0], re.M)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    found = probe(make(), [batch(pictures(2))], 0.5)
+    assert sorted(listed) == sorted(name for name in found if not name.startswith("loss_"))
+
+
+def test_what_is_said_of_single_codes_is_said_in_evaluation_too():
+    tokenizer = make()
+    found = evaluate(tokenizer, [batch(pictures(6))], [])
+    codes = tokenizer.quantizer.codebook.detach().double()
+    centred = (codes - codes.mean(0)).T @ (codes - codes.mean(0)) / 8
+    assert found["codebook_dim"] == effective_dimension(centred)
+    for name in ("code_spread", "precision", "shrinkage_ratio", "refit_gap"):
+        assert math.isfinite(found[name]), name
+
+
 @every_quantizer
 @pytest.mark.parametrize("hardness", [0.0, 0.3, 1.0])
 def test_a_probe_measures_with_codes_without_them_and_in_between(quantizer, hardness):
@@ -200,4 +236,6 @@ def test_a_probe_measures_with_codes_without_them_and_in_between(quantizer, hard
             blended = twin.decoder(u + hardness * (q - u)).double().numpy()
         assert found["loss_current"] == pytest.approx(((blended - exact) ** 2).mean(), rel=1e-5)
     assert found["loss_hard"] != pytest.approx(found["loss_continuous"], rel=1e-6)
+    assert found["continuity_gap"] == found["loss_continuous"] / found["loss_hard"]
+    assert found["train_eval_gap"] == found["loss_hard"] - found["loss_current"]
     assert found["bits_per_item"] == pytest.approx(16 * math.log2(tokenizer.codebook_sizes[0]))

@@ -47,6 +47,15 @@ def test_a_run_killed_at_a_random_step_ends_with_the_same_bits(undisturbed, tmp_
     check([f"step:{random.SystemRandom().randint(1, 29)}"], undisturbed, tmp_path, root)
 
 
+def test_what_is_watched_outlives_a_kill(undisturbed, tmp_path, root):
+    # The last look, at step 30, is compared with that of step 20, which another process had.
+    seen = records(trained(tmp_path / "run", ["step:11", "step:18"], root))
+    assert seen == records(undisturbed)
+    last = next(record for record in reversed(seen) if record["event"] == "probe")
+    for name in ("code_travel", "grid_mapping_index", "encoder_drift", "assignment_churn"):
+        assert last[name] is not None, name
+
+
 def test_a_closed_loop_goes_on_from_what_it_has_observed(tmp_path, root):
     undisturbed = trained(tmp_path / "undisturbed", [], root, "adaptive")
     resumed = trained(tmp_path / "run", ["step:7", "step:9", "step:8"], root, "adaptive")

@@ -1,6 +1,8 @@
-"""Which quantizer and which schedule suit my data? Train arms at equal budget, measure them, write a page."""
+"""Which quantizer and which schedule suit my data? Train arms at equal budget, measure them, write a page.
 
-import json
+learning-rate check, an arm at a time --> runs, an arm and seed each --> table, paired tests, page
+"""
+
 import math
 import platform
 import shlex
@@ -14,11 +16,12 @@ from typing import Any
 import torch
 
 import provq
-from provq.commands.evaluate import evaluate, modality_of
-from provq.commands.train import train
+from provq.commands.arms import Run, evaluated_runs
+from provq.commands.evaluate import modality_of
 from provq.data import Item, evaluation_batches
 from provq.errors import UsageError
 from provq.evaluation.report import ArmReport, require_extra, write_report
+from provq.evaluation.seeds import PairedDifference, Spread, paired_difference, spread
 from provq.files import to_json, write_whole
 from provq.modalities.image.pixels import contact_sheet, to_image, to_png
 from provq.recipe import Recipe, build_parts, header_of_arm, load, load_changes
@@ -26,6 +29,8 @@ from provq.tokenizer import Tokenizer
 from provq.training.log import read_log
 
 DEFAULT_ARMS = ("hard", "hard-revival", "deferred", "cosine")
+DEFAULT_LEARNING_RATES = (0.5, 1.0, 2.0)
+_CHECK = 0.25  # of the steps, for each learning rate that is tried
 _PICTURES = 8  # originals on the page
 _MOST_CODES = 4096  # drawn on the page
 
@@ -36,43 +41,62 @@ def compare(
     out: str | Path,
     arms: Sequence[str] = DEFAULT_ARMS,
     seeds: int = 1,
+    learning_rates: Sequence[float] = DEFAULT_LEARNING_RATES,
+    parallel: int = 1,
     overrides: Sequence[str] = (),
     html: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Train each arm with each seed on the same network, data, order and budget, and measure all of them.
 
-    An arm is a part of a recipe that is laid over it: a shipped name, or a YAML file. What is finished is not done
-    again, and what was interrupted goes on, when the same comparison is started anew.
+    An arm is a part of a recipe that is laid over it: a shipped name, or a YAML file. Each arm first looks for its own
+    learning rate: a run of a quarter of the steps for each that is to be tried, and the one whose hard codes serve the
+    training items best. What is finished is not done again, and what was interrupted goes on, when the same comparison
+    is started anew.
 
     Args:
         recipe: What the arms share.
         out: The folder to write to: a run an arm and seed, `compare.json`, and the page.
         arms: Names of arms; the others are measured against the first.
         seeds: How many seeds, counted up from the recipe's own.
+        learning_rates: What the recipe's learning rate is multiplied by, for each arm to choose from; a single one is
+            taken without a check.
+        parallel: How many runs are under way at a time, each in a process and, where there are GPUs, on one of its own.
         overrides: `key=value` changes of the recipe.
         html: Where to write the page; `compare.html` in `out` by default.
 
     Returns:
-        One row an arm and seed: `arm`, `seed`, `steps`, `seconds` of training, and what `evaluate` returns.
+        One row an arm and seed: `arm`, `seed`, `learning_rate`, `steps`, `seconds` of training, `training_psnr` (of
+        some training items), and what `evaluate` returns.
 
     Raises:
-        UsageError: The recipe or an arm is wrong, an arm is named twice, or `seeds` is below 1.
+        UsageError: The recipe or an arm is wrong, an arm is named twice, or a number is out of bounds.
         UserError: The data cannot be read, or training diverged.
     """
     out = Path(out)
     shared = load(recipe, overrides)
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    for name, number in (("seeds", seeds), ("parallel", parallel)):
+        if number < 1:
+            raise UsageError(f"{name} must be at least 1, got {number}")
+    if not learning_rates or min(learning_rates) <= 0 or len(set(learning_rates)) < len(learning_rates):
+        named = ", ".join(map(str, learning_rates)) or "none"
+        raise UsageError(f"learning_rates must be positive factors, each once, got {named}")
     if not arms or len({arm_name(arm) for arm in arms}) < len(arms):
         raise UsageError(f"arms must be named, each once, got {', '.join(arms) or 'none'}")
-    changes = {arm: load_changes(arm) for arm in arms}
-    _check_before_training(shared, changes)
+    changed = {arm: shared.with_changes(load_changes(arm)) for arm in arms}
+    _check_before_training(changed)
     first_seed = int(shared.tables["training"].get("seed", 0))
-    rows = []
-    for seed in range(first_seed, first_seed + seeds):
-        for arm in arms:
-            of_arm = shared.with_changes(changes[arm]).with_changes({"training": {"seed": seed}})
-            rows.append({"arm": arm_name(arm), "seed": seed, **_measured(of_arm, _run_folder(out, arm, seed))})
+    tuned = _with_best_rates(changed, learning_rates, out, parallel)
+    runs = [
+        Run(tuned[arm].with_changes({"training": {"seed": seed}}), _run_folder(out, arm, seed))
+        for seed in range(first_seed, first_seed + seeds)
+        for arm in arms
+    ]
+    names = [
+        {"arm": arm_name(arm), "seed": seed, "learning_rate": _learning_rate(tuned[arm])}
+        for seed in range(first_seed, first_seed + seeds)
+        for arm in arms
+    ]
+    rows = [{**name, **row} for name, row in zip(names, evaluated_runs(runs, parallel), strict=True)]
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "compare.json", to_json(rows).encode())
     _write_page(out, Path(html) if html else out / "compare.html", shared, arms, rows, first_seed)
@@ -84,25 +108,30 @@ def arm_name(arm: str) -> str:
     return Path(arm).stem
 
 
-def summary(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation (of the sample; NaN for one seed) of a number over seeds, by arm."""
-    by_arm: dict[str, list[float]] = {}
+def summary(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Spread]:
+    """Mean and standard deviation of a number over seeds, by arm."""
+    return {arm: spread(list(values.values())) for arm, values in _by_arm(rows, key).items()}
+
+
+def differences(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, PairedDifference | None]:
+    """How a number of each arm but the first differs from the first one's, seed by seed."""
+    baseline, *others = _by_arm(rows, key).items()
+    return {arm: paired_difference(values, baseline[1]) for arm, values in others}
+
+
+def _by_arm(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[int, float]]:
+    by_arm: dict[str, dict[int, float]] = {}
     for row in rows:
-        by_arm.setdefault(row["arm"], []).append(float(row[key]))
-    table = {}
-    for arm, values in by_arm.items():
-        mean = sum(values) / len(values)
-        squares = sum((value - mean) ** 2 for value in values)
-        table[arm] = (mean, math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan)
-    return table
+        by_arm.setdefault(row["arm"], {})[row["seed"]] = float(row[key])
+    return by_arm
 
 
-def _check_before_training(shared: Recipe, changes: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_before_training(changed: Mapping[str, Recipe]) -> None:
     """Find what would fail after hours of training: a wrong arm, nothing to measure on, a page that cannot be drawn."""
     require_extra()
-    for arm, change in changes.items():
+    for arm, recipe in changed.items():
         try:
-            parts = build_parts(shared.with_changes(change))
+            parts = build_parts(recipe)
         except UsageError as error:
             raise UsageError(f"arm {arm}: {error}") from None
         if parts.training.devices > 1:
@@ -111,21 +140,36 @@ def _check_before_training(shared: Recipe, changes: Mapping[str, Mapping[str, An
             raise UsageError("there is nothing to measure the arms on: data.val is missing")
 
 
+def _with_best_rates(
+    changed: Mapping[str, Recipe], factors: Sequence[float], out: Path, parallel: int
+) -> dict[str, Recipe]:
+    """The recipe of each arm at the learning rate that serves it best in a short run."""
+    if len(factors) == 1:
+        return {arm: _at_rate(recipe, factors[0]) for arm, recipe in changed.items()}
+    tries = [(arm, factor) for arm in changed for factor in factors]
+    runs = []
+    for arm, factor in tries:
+        recipe = _at_rate(changed[arm], factor)
+        steps = max(1, round(_CHECK * recipe.tables["training"]["steps"]))
+        folder = out / arm_name(arm) / "learning-rates" / f"{factor:g}"
+        runs.append(Run(recipe.with_changes({"training": {"steps": steps}}), folder, may_diverge=True))
+    scores: dict[str, dict[float, float]] = {arm: {} for arm in changed}
+    for (arm, factor), row in zip(tries, evaluated_runs(runs, parallel), strict=True):
+        score = row["training_psnr"]
+        scores[arm][factor] = -math.inf if math.isnan(score) else score
+    return {arm: _at_rate(changed[arm], max(of_arm, key=of_arm.__getitem__)) for arm, of_arm in scores.items()}
+
+
+def _at_rate(recipe: Recipe, factor: float) -> Recipe:
+    return recipe.with_changes({"training": {"learning_rate": factor * _learning_rate(recipe)}})
+
+
+def _learning_rate(recipe: Recipe) -> float:
+    return float(build_parts(recipe).training.learning_rate)
+
+
 def _run_folder(out: Path, arm: str, seed: int) -> Path:
     return out / arm_name(arm) / f"seed-{seed}"
-
-
-def _measured(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Train and evaluate one run, or read what it gave when it is finished already."""
-    tokenizer = train(recipe, out=folder, resume="auto")
-    result = folder / "evaluation.json"
-    if result.is_file():
-        finished: dict[str, Any] = json.loads(result.read_text())
-        return {key: math.nan if value is None else value for key, value in finished.items()}
-    steps = [record for record in read_log(folder) if record["event"] == "train"]
-    row = {"steps": steps[-1]["step"], "seconds": steps[-1]["seconds"], **evaluate(tokenizer)}
-    write_whole(result, to_json(row).encode())
-    return row
 
 
 def _write_page(

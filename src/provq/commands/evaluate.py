@@ -24,8 +24,8 @@ def evaluate(
         workers: Reading processes.
 
     Returns:
-        `count`, `psnr` (dB), `ssim`, `usage`, `perplexity`, `dead_codes`, `relative_error`, `coverage`,
-        `effective_dim`, `latent_dim`, `continuity_gap`, `bits_per_item`; NaN where one is not defined.
+        `count`, `psnr` (dB), `ssim`, `continuity_gap`, and the numbers of the codebook (`usage`, `perplexity`,
+        `relative_error`, `effective_dim`, ...: docs/diagnostics.md lists all); NaN where one is not defined.
 
     Raises:
         UserError: The tokenizer or the data cannot be read.

@@ -94,10 +94,20 @@ def _claim(out: Path, recipe: Recipe, resume: str, first_step: int) -> None:
     if path.is_file():
         if resume != "auto":
             raise UsageError(f"{out} already holds a run; go on with it by --resume auto, or choose another --out")
-        difference = _difference(load(path).tables, load(recipe.tables).tables)
-        if difference and first_step:
-            raise UsageError(f"{out} was begun with another recipe: {difference}; choose another --out")
+        if first_step:
+            refuse_another_recipe(out, recipe)
     write_whole(path, recipe.to_yaml().encode())
+
+
+def refuse_another_recipe(out: Path, recipe: Recipe) -> None:
+    """See to it that a run was begun with this recipe.
+
+    Raises:
+        UsageError: It was begun with another one, which gives other numbers.
+    """
+    difference = _difference(load(out / "recipe.yaml").tables, load(recipe.tables).tables)
+    if difference:
+        raise UsageError(f"{out} was begun with another recipe: {difference}; choose another --out")
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> str:

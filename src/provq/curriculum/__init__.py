@@ -2,6 +2,7 @@
 
 from provq.curriculum.adaptive import Adaptive
 from provq.curriculum.handover import HandOver, hand_over
+from provq.curriculum.learned import Learned
 from provq.curriculum.progressive import Progressive
 from provq.curriculum.scheduler import HardnessScheduler
 from provq.curriculum.schedules import Constant, Cosine, Deferred, Linear, Observation, Piecewise, Schedule
@@ -13,6 +14,7 @@ __all__ = [
     "Deferred",
     "HandOver",
     "HardnessScheduler",
+    "Learned",
     "Linear",
     "Observation",
     "Piecewise",

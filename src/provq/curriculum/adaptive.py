@@ -7,19 +7,18 @@ training ends hard.
 """
 
 import math
-from typing import Annotated, Any, final
+from typing import Annotated, final
 
 from pydantic import Field
 
-from provq.curriculum.schedules import Observation, Progress, Schedule
+from provq.curriculum.observing import FIRST_HARDNESS, ObservingSchedule
+from provq.curriculum.schedules import Observation, Progress
 from provq.errors import UsageError
 from provq.spec import checked
 
-_FIRST = 0.01  # hardness when the continuous phase ends: the least that calls for the hand-over
-
 
 @final
-class Adaptive(Schedule):
+class Adaptive(ObservingSchedule):
     """0 until the loss without codes stops falling, then as hard as the gap to the loss with hard codes allows.
 
     Hardness never falls, and what it is depends on the observations alone: they are the whole state.
@@ -37,17 +36,12 @@ class Adaptive(Schedule):
         UsageError: Not 0 < earliest <= latest < deadline <= 1, or an argument is out of bounds.
     """
 
-    observations: list[Observation]
-    _start: float  # of the anneal
-    _first_gap: float  # NaN until the anneal is observed
-    _reached: float
-
     @checked
     def __init__(
         self,
-        earliest: Progress = 0.1,
-        latest: Progress = 0.4,
-        deadline: Progress = 0.8,
+        earliest: Progress = 0.05,
+        latest: Progress = 0.2,
+        deadline: Progress = 0.95,
         *,
         window: Annotated[float, Field(gt=0, le=1)] = 0.1,
         improvement: Annotated[float, Field(ge=0, lt=1)] = 0.05,
@@ -62,8 +56,7 @@ class Adaptive(Schedule):
         self.earliest, self.latest, self.deadline = earliest, latest, deadline
         self.window, self.improvement = window, improvement
         self.gain = gain
-        self.every = every
-        self._forget()
+        super().__init__(every)
 
     def __call__(self, progress: float) -> float:
         """The hardness that the observations until now lead to."""
@@ -72,26 +65,17 @@ class Adaptive(Schedule):
         if progress >= self.deadline:
             return 1.0
         least = max(0.0, progress - self.latest) / (self.deadline - self.latest)
-        return max(_FIRST, least, self._reached)
+        return max(FIRST_HARDNESS, least, self._reached)
 
-    @property
-    def observes_every(self) -> float:
-        """The share of the run between two observations."""
-        return self.every
+    def forget(self) -> None:
+        """Be continuous, and let the continuous phase end at the latest."""
+        self._start = self.latest  # of the anneal
+        self._first_gap = math.nan  # until the anneal is observed
+        self._reached = 0.0
 
-    def observe(self, observation: Observation) -> None:
-        """End the continuous phase, or harden.
-
-        Raises:
-            UsageError: The observation is not later than the last one.
-        """
-        if self.observations and observation.progress <= self.observations[-1].progress:
-            raise UsageError(
-                f"Adaptive: observations must come in the order of progress, got {observation.progress} "
-                f"after {self.observations[-1].progress}"
-            )
+    def learn(self, observation: Observation) -> None:
+        """End the continuous phase, or harden."""
         hardness = self(observation.progress)
-        self.observations.append(observation)
         if hardness == 0:
             if observation.progress >= self.earliest and self._has_stopped_falling():
                 self._start = observation.progress
@@ -104,22 +88,6 @@ class Adaptive(Schedule):
         # Without a gap to begin with there is nothing to wait for.
         room = max(0.0, wanted - gap) / self._first_gap if self._first_gap else 1.0
         self._reached = min(1.0, hardness + self.gain * room)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The observations."""
-        return {"observations": [tuple(observation) for observation in self.observations]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Observe anew what was observed."""
-        self._forget()
-        for observation in state.get("observations", ()):  # none, where another schedule led until now
-            self.observe(Observation(*observation))
-
-    def _forget(self) -> None:
-        self.observations = []
-        self._start = self.latest
-        self._first_gap = math.nan
-        self._reached = 0.0
 
     def _has_stopped_falling(self) -> bool:
         now = self.observations[-1]

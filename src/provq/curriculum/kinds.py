@@ -1,6 +1,7 @@
 """The schedules that a recipe can name."""
 
 from provq.curriculum.adaptive import Adaptive
+from provq.curriculum.learned import Learned
 from provq.curriculum.schedules import Constant, Cosine, Deferred, Linear, Piecewise, Schedule
 
 KINDS: dict[str, type[Schedule]] = {
@@ -10,4 +11,5 @@ KINDS: dict[str, type[Schedule]] = {
     "deferred": Deferred,
     "piecewise": Piecewise,
     "adaptive": Adaptive,
+    "learned": Learned,
 }

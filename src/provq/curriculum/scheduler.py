@@ -11,12 +11,13 @@ from provq.curriculum.kinds import KINDS
 from provq.curriculum.progressive import Progressive
 from provq.curriculum.schedules import Observation, Phase, Schedule
 from provq.errors import UsageError, UserError
+from provq.ops.blend import TokensHarden
 from provq.quantizers.base import Quantizer, outermost
 from provq.spec import describe
 
 
 class HardnessScheduler:
-    """Counts optimizer steps, sets hardness, and fires the hand-over when the continuous phase ends.
+    """Counts optimizer steps, sets hardness, and fires the hand-overs while it rises.
 
     Args:
         model: The model; every quantizer and every `Progressive` in it is moved.
@@ -24,16 +25,20 @@ class HardnessScheduler:
         total_steps: Optimizer steps of the whole run.
         fresh: Passes fresh data of this rank through the model, for the hand-over; called in evaluation mode. Without
             it the hand-over is left to the next training batch, on whose latents each quantizer founds itself: that
-            batch must hold at least as many tokens as there are codes, and `hand_overs` stays empty.
-        optimizers: Those whose moments of the codebooks are dropped at the hand-over.
-        hand_over: Whether codebooks are founded anew when hardness leaves 0.
+            batch must hold at least as many tokens as there are codes, and `history` stays empty.
+        optimizers: Those whose moments of the codebooks are dropped at a hand-over.
+        hand_overs: How often codebooks are founded anew while hardness rises: of n times the first is when it leaves 0,
+            the others when it reaches 1/(n - 1), 2/(n - 1), ... 1. A step from 0 to 1 has one. 0 leaves codebooks as
+            they are.
+        tokens_harden: How hardness is spread over the tokens of a batch: "together", "at_random" or "nearest_first"
+            (see `ops.blend`). A `Progressive` knows the first only.
 
     Attributes:
         steps: Optimizer steps that are done.
-        hand_overs: What the hand-over did, one entry a quantizer; empty before it.
+        history: What hand-overs did, one entry each time a quantizer was founded.
 
     Raises:
-        UserError: The model has no quantizer, or `total_steps` is not positive.
+        UserError: The model has no quantizer, or an argument is out of bounds.
     """
 
     def __init__(
@@ -44,7 +49,8 @@ class HardnessScheduler:
         *,
         fresh: Callable[[], object] | None = None,
         optimizers: tuple[Optimizer, ...] = (),
-        hand_over: bool = True,
+        hand_overs: int = 1,
+        tokens_harden: TokensHarden = "together",
     ) -> None:
         # A quantizer tells its members what they need to know.
         self._moved: list[Quantizer | Progressive] = [
@@ -58,15 +64,22 @@ class HardnessScheduler:
             )
         if total_steps < 1:
             raise UserError(f"HardnessScheduler: total_steps must be at least 1, got {total_steps}")
+        if hand_overs < 0:
+            raise UserError(f"HardnessScheduler: hand_overs must not be negative, got {hand_overs}")
+        for part in model.modules():
+            if isinstance(part, Quantizer):
+                part.tokens_harden = tokens_harden
+            elif isinstance(part, Progressive) and tokens_harden != "together":
+                raise UserError(f"HardnessScheduler: a Progressive hardens tokens together, not {tokens_harden}")
         self.model = model
         self.schedule = schedule
         self.total_steps = total_steps
         self.fresh = fresh
         self.optimizers = optimizers
-        self.hand_over = hand_over
+        self.hand_overs = hand_overs
         self.steps = 0
-        self.hand_overs: list[HandOver] = []
-        self._was_continuous = self.last_hardness == 0
+        self.history: list[HandOver] = []
+        self._done = self._due
         self._write()
 
     @property
@@ -114,7 +127,7 @@ class HardnessScheduler:
             "total_steps": self.total_steps,
             "schedule": describe(self.schedule, KINDS),
             "observed": self.schedule.state_dict(),
-            "hand_overs": [tuple(record) for record in self.hand_overs],
+            "history": [tuple(record) for record in self.history],
         }
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
@@ -131,20 +144,27 @@ class HardnessScheduler:
                     "keep it, or load with strict=False to go on with the new one"
                 )
         self.steps = state["steps"]
-        self.hand_overs = [HandOver(*record) for record in state["hand_overs"]]
+        self.history = [HandOver(*record) for record in state["history"]]
         self.schedule.load_state_dict(state.get("observed", {}))
-        self._was_continuous = self.last_hardness == 0
+        self._done = self._due
         self._write()
 
     def _move(self) -> None:
-        if self.hand_over and self._was_continuous and self.last_hardness > 0:
+        if self._due > self._done:
             self._hand_over()
-        self._was_continuous = self.last_hardness == 0
+        self._done = self._due
         self._write()
+
+    @property
+    def _due(self) -> int:
+        """How many of the hand-overs lie behind the hardness that is in force."""
+        if self.hand_overs == 0 or self.last_hardness == 0:
+            return 0
+        return 1 + int((self.hand_overs - 1) * self.last_hardness)
 
     def _hand_over(self) -> None:
         if self.fresh is not None:
-            self.hand_overs = hand_over(self.model, self.fresh, self.optimizers)
+            self.history += hand_over(self.model, self.fresh, self.optimizers)
             return
         for part in self._moved:
             if not isinstance(part, Quantizer):
@@ -153,7 +173,7 @@ class HardnessScheduler:
             drop_moments(part, self.optimizers)
 
     def _write(self) -> None:
-        hand_over_lies_ahead = self.hand_over and self.last_hardness == 0 and self.schedule(1.0) > 0
+        hand_over_lies_ahead = self.hand_overs > 0 and self.last_hardness == 0 and self.schedule(1.0) > 0
         for part in self._moved:
             part.hardness.fill_(self.last_hardness)
             if isinstance(part, Quantizer):

@@ -81,7 +81,7 @@ class Linear(Schedule):
     """
 
     @checked
-    def __init__(self, start: Progress = 0.2, end: Progress = 0.6) -> None:
+    def __init__(self, start: Progress = 0.1, end: Progress = 0.95) -> None:
         _check_span(self, start, end)
         self.start, self.end = start, end
 
@@ -99,7 +99,7 @@ class Cosine(Schedule):
     """
 
     @checked
-    def __init__(self, start: Progress = 0.2, end: Progress = 0.6) -> None:
+    def __init__(self, start: Progress = 0.1, end: Progress = 0.95) -> None:
         _check_span(self, start, end)
         self.start, self.end = start, end
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from provq.data import Batch
-from provq.evaluation.codebook import CodebookStatistics
+from provq.evaluation.codebook import CodebookStatistics, codebooks_of
+from provq.evaluation.watch import Watcher
 from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer
 
@@ -60,19 +61,40 @@ def evaluate(tokenizer: Tokenizer, batches: Iterable[Batch], measures: Iterable[
     numbers: dict[str, float] = {"count": count}
     for measure in measures:
         numbers |= measure.compute() if count else {}
-    gap = continuous_error / hard_error if hard_error > 0 and tokenizer.codebook_sizes else math.nan
-    return numbers | statistics.compute() | {"continuity_gap": gap}
+    gap = _continuity_gap(tokenizer, continuous_error, hard_error)
+    return numbers | statistics.compute(codebooks_of(tokenizer.quantizer)) | {"continuity_gap": gap}
 
 
-def probe(tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float) -> dict[str, float]:
+def probe(
+    tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float, watcher: Watcher | None = None
+) -> dict[str, float]:
     """Watch a run from outside, without a trace: errors with hard codes, at a hardness and without codes.
 
+    Args:
+        tokenizer: It is run in evaluation mode, without gradients, and left in the mode it was in.
+        batches: The items.
+        hardness: That of `loss_current`, in [0, 1].
+        watcher: What remembers earlier looks at these items; without it there were none.
+
     Returns:
-        `loss_hard`, `loss_current`, `loss_continuous` (mean squared errors), and the numbers of
-        `CodebookStatistics`.
+        `loss_hard`, `loss_current`, `loss_continuous` (mean squared errors), `continuity_gap`, which is the third over
+        the first, `train_eval_gap`, the first less the second, and the numbers of `CodebookStatistics` and `Watcher`.
     """
     statistics = CodebookStatistics(tokenizer.quantizer.code_dim, tokenizer.codebook_sizes)
-    return losses(tokenizer, batches, hardness, watch=statistics.update) | statistics.compute()
+    seen: list[Tensor] = []
+
+    def watch(u: Tensor, q: Tensor, indices: Tensor) -> None:
+        statistics.update(u, q, indices)
+        seen.append(indices)
+
+    numbers = losses(tokenizer, batches, hardness, watch=watch)
+    gaps = {
+        "continuity_gap": _continuity_gap(tokenizer, numbers["loss_continuous"], numbers["loss_hard"]),
+        "train_eval_gap": numbers["loss_hard"] - numbers["loss_current"],
+    }
+    codebooks = codebooks_of(tokenizer.quantizer)
+    moved = (watcher or Watcher()).look(statistics, codebooks, seen)
+    return numbers | gaps | statistics.compute(codebooks) | moved
 
 
 def losses(
@@ -101,6 +123,10 @@ def losses(
                 output = tokenizer.decoder(torch.lerp(u, q, weight))
                 errors[name] += float((output - items).square().double().sum())
     return {name: error / max(1, values) for name, error in errors.items()}
+
+
+def _continuity_gap(tokenizer: Tokenizer, continuous_error: float, hard_error: float) -> float:
+    return continuous_error / hard_error if hard_error > 0 and tokenizer.codebook_sizes else math.nan
 
 
 def _through_bottleneck(

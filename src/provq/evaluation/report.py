@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, final
 
 from provq.errors import UserError, nearest
+from provq.evaluation.seeds import paired_difference, spread
 from provq.files import write_whole
 
 if TYPE_CHECKING:
@@ -120,11 +121,12 @@ PANELS = (
 @final
 @dataclass(frozen=True)
 class Cell:
-    """One entry of the table: mean and spread, the difference to the baseline and whether that is better."""
+    """One entry of the table: mean and spread, the difference to the baseline, its p value and whether it is better."""
 
     mean: str
     spread: str = ""
     difference: str = ""
+    chance: str = ""
     better: bool | None = None
     best: bool = False
 
@@ -274,7 +276,7 @@ def _ranked(arms: Sequence[ArmReport]) -> list[ArmReport]:
 
 def _doubt(rival: ArmReport, baseline: ArmReport, gain: float) -> str:
     """How far the seeds that both arms ran bear the gain out, as the end of a sentence."""
-    ours, theirs = (_points(arm.evaluations, "seed", "psnr") for arm in (rival, baseline))
+    ours, theirs = (_by_seed(arm, "psnr") for arm in (rival, baseline))
     gains = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
     if len(gains) < 2:
         seeds = "one seed only" if gains else "no seed in common"
@@ -284,7 +286,14 @@ def _doubt(rival: ArmReport, baseline: ArmReport, gain: float) -> str:
     ahead = sum(each > 0 for each in gains)
     if ahead < len(gains):
         return f", but is ahead in only {ahead} of {len(gains)} seeds, so it may be chance"
-    return f", ahead in each of {len(gains)} seeds"
+    paired = paired_difference(ours, theirs)
+    chance = "" if paired is None else f" (paired t-test: p = {paired.p:.2g})"
+    return f", ahead in each of {len(gains)} seeds{chance}"
+
+
+def _by_seed(arm: ArmReport, key: str) -> dict[int, float]:
+    """The defined values of a measure by the seed that gave them."""
+    return {int(seed): value for seed, value in _points(arm.evaluations, "seed", key).items()}
 
 
 def _points(records: Sequence[Mapping[str, float | None]], at: str, key: str) -> dict[float, float]:
@@ -344,24 +353,29 @@ def _cell(arm: ArmReport, baseline: ArmReport | None, column: Column, best: bool
     values = [column.scale * value for value in _values(arm, column.key)]
     if not values:
         return Cell(MISSING)
-    mean = _number(fmean(values), column.digits)
-    spread = _number(stdev(values), column.digits) if len(values) > 1 else ""
+    over_seeds = spread(values)
+    mean = _number(over_seeds.mean, column.digits)
+    deviation = "" if math.isnan(over_seeds.deviation) else _number(over_seeds.deviation, column.digits)
     if baseline is None or arm is baseline or _mean(baseline, column.key) is None:
-        return Cell(mean, spread, best=best)
+        return Cell(mean, deviation, best=best)
     difference = round(column.scale * _difference(arm, baseline, column.key), column.digits)
     better = None if difference == 0 else (difference > 0) == column.higher_is_better
-    return Cell(mean, spread, _number(difference, column.digits, signed=True), better, best)
+    paired = paired_difference(_by_seed(arm, column.key), _by_seed(baseline, column.key))
+    chance = "" if paired is None else f"p\u00a0{paired.p:.2g}"
+    return Cell(mean, deviation, _number(difference, column.digits, signed=True), chance, better, best)
 
 
 def _budget(arm: ArmReport) -> str:
     """What the arm was given: its seeds, and the mean steps and seconds of one."""
     count = len(arm.evaluations)
     parts = [f"{count}\u00a0seed{'' if count == 1 else 's'}"]
-    steps, seconds = _mean(arm, "steps"), _mean(arm, "seconds")
+    steps, seconds, rate = (_mean(arm, key) for key in ("steps", "seconds", "learning_rate"))
     if steps is not None:
         parts.append(f"{_number(steps, 0)}\u00a0steps")
     if seconds is not None:
         parts.append(f"{_number(seconds, 0)}\u00a0s")
+    if rate is not None:
+        parts.append(f"learning rate\u00a0{rate:.3g}")
     return " · ".join(parts)
 
 

@@ -38,6 +38,21 @@ def kmeans(
     return table, counts
 
 
+def lloyd(
+    points: Float[Tensor, "n dim"], centres: int, *, iterations: int = 20, seed: int = 0, spherical: bool = False
+) -> Float[Tensor, "centres dim"]:
+    """Centres of at least as many points, on this rank alone; the arguments are those of `kmeans`."""
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed)).to(points.device)
+    table = points[order[:centres]].clone()
+    for _ in range(iterations):
+        indices = nearest_code(points, table)
+        counts, sums = _sums(points, indices, centres)
+        table = _reseeded(sums / counts.clamp_min(1)[:, None], counts, points, indices, table)
+        if spherical:
+            table = torch.nn.functional.normalize(table, dim=1)
+    return table
+
+
 @torch.library.custom_op("provq::kmeans", mutates_args=())
 def _kmeans(
     points: Tensor, keep: Tensor, centres: int, iterations: int, seed: int, spherical: bool
@@ -50,14 +65,7 @@ def _kmeans(
             f"k-means needs at least as many vectors as codes: codebook_size={centres}, vectors={len(everything)}; "
             "give more vectors at once, take fewer codes, or start from init='normal'"
         )
-    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed)).to(points.device)
-    table = everything[order[:centres]].clone()
-    for _ in range(iterations):
-        indices = nearest_code(everything, table)
-        counts, sums = _sums(everything, indices, centres)
-        table = _reseeded(sums / counts.clamp_min(1)[:, None], counts, everything, indices, table)
-        if spherical:
-            table = torch.nn.functional.normalize(table, dim=1)
+    table = lloyd(everything, centres, iterations=iterations, seed=seed, spherical=spherical)
     indices = nearest_code(everything, table)
     counts, _ = _sums(everything, indices, centres)
     return from_first_rank(table), from_first_rank(counts)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from provq.errors import CodeIndexError, UserError
+from provq.ops.blend import TokensHarden, blended
 from provq.ops.collectives import sum_over_ranks
 from provq.ops.masking import is_seen, where_kept
 
@@ -48,9 +49,11 @@ class Quantizer(nn.Module, ABC):
             there and back.
         codebook_sizes: Number of codes, one entry a codebook; empty where nothing is quantized.
         hardness: 0-dim float32 buffer in [0, 1], 1 at construction; it is not part of the saved state.
+        tokens_harden: How hardness is spread over tokens (see `ops.blend`); told from outside, as hardness is.
     """
 
     hardness: Tensor
+    tokens_harden: TokensHarden = "together"
 
     def __init__(self, dim: int, codebook_sizes: tuple[int, ...], *, code_dim: int | None = None) -> None:
         super().__init__()
@@ -102,11 +105,11 @@ class Quantizer(nn.Module, ABC):
     def blend(
         self, u: Float[Tensor, "*batch code_dim"], values: Float[Tensor, "*batch code_dim"]
     ) -> Float[Tensor, "*batch code_dim"]:
-        """Hook: what the decoder reads in training, between `u` and the codes; on the straight line by default."""
+        """Hook: what the decoder reads in training, between `u` and the codes, as `tokens_harden` has it."""
         if is_seen(self.hardness == 1):
             return values
         # A copy, for the buffer may be written before the backward pass that needs its value.
-        return torch.lerp(u, values, self.hardness.clone())
+        return blended(u, values, self.hardness.clone(), self.tokens_harden)
 
     @property
     def members(self) -> tuple["Quantizer", ...]:

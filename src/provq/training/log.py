@@ -137,6 +137,8 @@ def _on_bar(records: Iterator[Record], progress: Progress, task: Any) -> Iterato
             progress.update(task, completed=record["step"], state=state_of(record))
         elif record["event"] == "hand_over":
             progress.console.print(_hand_over_line(record))
+        elif record["event"] == "alarm":
+            progress.console.print(_alarm_line(record), style="yellow", markup=False)
         yield record
 
 
@@ -148,6 +150,8 @@ def _on_lines(
         now = time.monotonic()
         if record["event"] == "hand_over":
             console.print(_hand_over_line(record), soft_wrap=True)
+        elif record["event"] == "alarm":
+            console.print(_alarm_line(record), style="yellow", markup=False, soft_wrap=True)
         elif record["event"] == "train" and (now - printed >= seconds or record["step"] == steps):
             printed = now
             console.print(f"{title}  {record['step']}/{steps}  {state_of(record)}", soft_wrap=True)
@@ -159,3 +163,7 @@ def _hand_over_line(record: Record) -> str:
         f"step {record['step']}: {record['quantizer']} founded on {record['latents']} latents, relative error "
         f"{record['relative_error_before']:.3f} -> {record['relative_error_after']:.3f}"
     )
+
+
+def _alarm_line(record: Record) -> str:
+    return f"warning at step {record['step']}: {record['warning']}"

@@ -18,8 +18,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from provq.curriculum import HandOver, HardnessScheduler, Schedule, hand_over
 from provq.data import Batch, Items, evaluation_batches, training_batches
-from provq.errors import UserError
+from provq.errors import DivergenceError
+from provq.evaluation.alarms import Alarms
+from provq.evaluation.codebook import codebooks_of
 from provq.evaluation.evaluate import losses, probe
+from provq.evaluation.watch import Watcher
+from provq.ops.blend import TokensHarden
 from provq.ops.collectives import ranks, sum_over_ranks
 from provq.spec import checked
 from provq.tokenizer import Tokenizer
@@ -52,7 +56,9 @@ class Training:
         clip: Largest norm of the gradient; 0 clips nothing.
         average_decay: Decay of the moving average of the networks' weights that is saved and evaluated; 0 keeps none.
         revive_until: Share of the steps after which no dead code is moved any more.
-        hand_over: Whether codebooks are founded anew when hardness leaves 0.
+        hand_overs: How often codebooks are founded anew while hardness rises, equal parts of the way apart: first when
+            it leaves 0, last when it reaches 1.
+        tokens_harden: How hardness is spread over the tokens of a batch: "together", "at_random" or "nearest_first".
         latents_per_code: How many fresh latents a codebook is founded on, times its number of codes.
         precision: "32-true", or mixed precision of the networks; quantizers work in float32 under both.
         devices: How many devices on this machine.
@@ -84,7 +90,8 @@ class Training:
         clip: Annotated[float, Field(ge=0)] = 1.0,
         average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         revive_until: Share = 0.85,
-        hand_over: bool = True,
+        hand_overs: Annotated[int, Field(ge=0)] = 5,
+        tokens_harden: TokensHarden = "together",
         latents_per_code: Positive = 10,
         precision: Literal["32-true", "bf16-mixed"] = "32-true",
         devices: Positive = 1,
@@ -108,7 +115,8 @@ class Training:
         self.clip = clip
         self.average_decay = average_decay
         self.revive_until = revive_until
-        self.hand_over = hand_over
+        self.hand_overs = hand_overs
+        self.tokens_harden = tokens_harden
         self.latents_per_code = latents_per_code
         self.precision = precision
         self.devices = devices
@@ -145,10 +153,12 @@ def fit(
         out: The folder of the run.
 
     Yields:
-        Records with `step` and `event`: "observation", "hand_over", "train" or "probe"; each after the step was done.
+        Records with `step` and `event`: "observation", "hand_over", "train", "probe" or "alarm"; each after the step
+        was done.
 
     Raises:
-        UserError: The loss is not finite, or the data cannot be read.
+        DivergenceError: The loss or a weight is not finite.
+        UserError: The data cannot be read.
     """
     optimizer, rates = make_optimizer(
         tokenizer,
@@ -164,9 +174,24 @@ def fit(
     average = _average_of(tokenizer, training.average_decay)
     fresh = _FreshLatents(tokenizer, training, items, fabric)
     scheduler = HardnessScheduler(
-        tokenizer, schedule, training.steps, fresh=fresh, optimizers=(optimizer,), hand_over=training.hand_over
+        tokenizer,
+        schedule,
+        training.steps,
+        fresh=fresh,
+        optimizers=(optimizer,),
+        hand_overs=training.hand_overs,
+        tokens_harden=training.tokens_harden,
     )
-    parts = {"tokenizer": tokenizer, "optimizer": optimizer, "rates": rates, "hardness": scheduler}
+    watcher, alarms = Watcher(), Alarms()
+    watches = held_out is not None and training.probe_every > 0
+    parts = {
+        "tokenizer": tokenizer,
+        "optimizer": optimizer,
+        "rates": rates,
+        "hardness": scheduler,
+        "watcher": watcher,
+        "alarms": alarms,
+    }
     if average is not None:
         parts["average"] = average
 
@@ -178,6 +203,8 @@ def fit(
         if tokenizer.quantizer.awaits_latents:
             yield from _hand_over_records(0, hand_over(tokenizer, fresh))
             _follow_quantizer(average, tokenizer)
+        if watches:
+            watcher.found(codebooks_of(tokenizer.quantizer))
 
     window = _Window()
     model.train()
@@ -201,16 +228,18 @@ def fit(
         fabric_optimizer.zero_grad()
         rates.step()
         _follow(average, tokenizer)
-        continuous_until_now = not scheduler.hand_overs
+        past = len(scheduler.history)
         scheduler.step()
         if scheduler.wants_observation:
             seen = _first_batches(items, training.probe_items, training.batch_size)
             costs = losses(tokenizer, seen, scheduler.last_hardness)
             scheduler.observe(**costs)
             yield {"step": step, "event": "observation", "hardness": scheduler.last_hardness, **costs}
-        if continuous_until_now and scheduler.hand_overs:
-            yield from _hand_over_records(step, scheduler.hand_overs)
+        if len(scheduler.history) > past:
+            yield from _hand_over_records(step, scheduler.history[past:])
             _follow_quantizer(average, tokenizer)
+            if watches:
+                watcher.found(codebooks_of(tokenizer.quantizer))
 
         last = step == training.steps
         evaluated = _evaluated(tokenizer, average)
@@ -223,14 +252,17 @@ def fit(
                 **window.numbers(step, tokenizer.codebook_sizes),
             }
             window = _Window()
-        looks = held_out is not None and training.probe_every > 0 and (step % training.probe_every == 0 or last)
+        looks = watches and (step % training.probe_every == 0 or last)
         saves = step % training.checkpoint_every == 0 or last
         if (looks or saves) and not all(parameter.isfinite().all() for parameter in tokenizer.parameters()):
             raise _divergence(f"a weight is not finite after step {step}")
         if looks and held_out is not None:
             looked_at = _first_batches(held_out, training.probe_items, training.batch_size)
-            numbers = probe(evaluated, looked_at, scheduler.last_hardness)
-            yield {"step": step, "event": "probe", "hardness": scheduler.last_hardness, **numbers}
+            numbers = probe(evaluated, looked_at, scheduler.last_hardness, watcher)
+            look = {"step": step, "event": "probe", "hardness": scheduler.last_hardness, **numbers}
+            yield look
+            for rule, warning in alarms.after(look, ended=last).items():
+                yield {"step": step, "event": "alarm", "rule": rule, "warning": warning}
         if saves:
             if fabric.is_global_zero:
                 save_checkpoint(out, step, evaluated, _saved(parts), keep=training.keep_checkpoints)
@@ -256,6 +288,8 @@ class _FreshLatents:
         for batch in _batches(self.items, self.training, self.fabric, first, first + wanted, self.training.seed):
             with self.fabric.autocast():
                 latents = self.tokenizer.encoder(self.fabric.to_device(batch.values))
+            if not sum_over_ranks(latents.isfinite().any().int()):
+                raise _divergence("no latent is finite where the codebook is to be founded")
             self.tokenizer.quantizer(latents)
             seen += latents[..., 0].numel() * ranks()
             if seen >= wanted:
@@ -293,8 +327,8 @@ class _Window:
         return numbers
 
 
-def _divergence(what: str) -> UserError:
-    return UserError(
+def _divergence(what: str) -> DivergenceError:
+    return DivergenceError(
         f"{what}; the last checkpoint is untouched: lower training.learning_rate, or set training.clip, and start anew"
     )
 

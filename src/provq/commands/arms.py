@@ -1,0 +1,128 @@
+"""Runs of a comparison, one after another or several at a time; each is trained, measured, and then only read."""
+
+import json
+import math
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from provq.commands.evaluate import evaluate, modality_of
+from provq.commands.train import refuse_another_recipe, train
+from provq.data import evaluation_batches
+from provq.errors import DivergenceError
+from provq.evaluation.evaluate import evaluate as evaluate_batches
+from provq.files import to_json, write_whole
+from provq.recipe import Recipe
+from provq.tokenizer import Tokenizer
+from provq.training.log import read_log
+
+_TRAINING_BATCHES, _BATCH = 8, 64  # training items that a learning rate is judged by
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """One run: what to train, where it lives, and whether a loss that is not finite is a result like another."""
+
+    recipe: Recipe
+    folder: Path
+    may_diverge: bool = False
+
+
+def evaluated_runs(runs: Sequence[Run], parallel: int) -> Iterator[dict[str, Any]]:
+    """Train and measure runs, and yield what each gave, in their order; those that are finished are only read.
+
+    Args:
+        runs: The runs.
+        parallel: How many are under way at a time. More than one live in processes of their own, on a GPU each where
+            there are any, say how far they are in `progress.txt` of their folder, and end when this process does.
+
+    Raises:
+        UsageError: A folder holds a run of another recipe.
+        UserError: The data cannot be read, or a run diverged that may not.
+    """
+    if parallel == 1 or len(runs) < 2:
+        yield from map(_evaluated, runs)
+        return
+    processes = multiprocessing.get_context("spawn")
+    places: SimpleQueue[int] = processes.SimpleQueue()
+    for place in range(parallel):
+        places.put(place)
+    threads = max(1, torch.get_num_threads() // parallel)
+    pool = ProcessPoolExecutor(parallel, processes, _settle_in, (places, threads))
+    try:
+        futures = {pool.submit(_evaluated_aside, run): run for run in runs}
+        for number, future in enumerate(as_completed(futures), start=1):
+            folder = futures[future].folder
+            psnr = future.result().get("psnr", math.nan)
+            print(f"{number} of {len(runs)}  {folder.parent.name}/{folder.name}  {psnr:.2f} dB", file=sys.stderr)
+        yield from map(Future.result, futures)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _settle_in(places: "SimpleQueue[int]", threads: int) -> None:
+    """Take a place among the processes: a GPU, a share of the threads, and no longer a life than the parent's."""
+    place = places.get()
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Otherwise a comparison that was killed and started anew would meet its own old processes in the same folders.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _evaluated_aside(run: Run) -> dict[str, Any]:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "progress.txt").open("a") as progress, redirect_stderr(progress):
+        return _evaluated(run)
+
+
+def _evaluated(run: Run) -> dict[str, Any]:
+    """Train and evaluate one run, or read what it gave when it is finished already."""
+    result = run.folder / "evaluation.json"
+    if result.is_file():
+        refuse_another_recipe(run.folder, run.recipe)
+        finished: dict[str, Any] = json.loads(result.read_text())
+        return {key: math.nan if value is None else value for key, value in finished.items()}
+    try:
+        tokenizer = train(run.recipe, out=run.folder, resume="auto")
+    except DivergenceError:
+        if not run.may_diverge:
+            raise
+        row = {"training_psnr": math.nan}
+    else:
+        steps = [record for record in read_log(run.folder) if record["event"] == "train"]
+        row = {
+            "steps": steps[-1]["step"],
+            "seconds": steps[-1]["seconds"],
+            "training_psnr": _training_psnr(tokenizer),
+            **evaluate(tokenizer),
+        }
+    write_whole(result, to_json(row).encode())
+    return row
+
+
+def _training_psnr(tokenizer: Tokenizer) -> float:
+    """How well hard codes serve the first training items: what may be tuned on without a look at held-out ones."""
+    modality = modality_of(tokenizer)
+    batches = evaluation_batches(modality.training_items(0), batch_size=_BATCH)
+    return evaluate_batches(tokenizer, islice(batches, _TRAINING_BATCHES), modality.measures())["psnr"]
