@@ -81,6 +81,23 @@ def annealed(gap_at):
     return times, followed(schedule, [Observation(t, 1.0, 1.0, 1 + gap_at(t)) for t in times])
 
 
+@pytest.mark.parametrize("settles", [0.12, 0.2, 0.3])
+def test_the_continuous_phase_ends_where_latents_stop_growing_into_new_directions(settles):
+    schedule = Adaptive(0.04, 0.5, 0.9, ends_by="water_filling", window=0.04, improvement=0.05)
+    for step in range(1, 26):
+        progress = step / 50
+        # What cannot be described doubles over each tenth of the run until it settles; the loss falls on and on.
+        schedule.observe(Observation(progress, 2.0**-step, 1.0, 1.0, 0.01 * 2 ** (10 * min(progress, settles))))
+        assert (schedule(progress) > 0) == (progress >= settles + 0.04 - 1e-9)
+
+
+def test_what_was_not_measured_ends_no_continuous_phase():
+    schedule = Adaptive(0.04, 0.4, 0.9, ends_by="water_filling")
+    for step in range(1, 25):
+        schedule.observe(Observation(step / 50, 1.0, 1.0, 1.0))
+        assert (schedule(step / 50) > 0) == (step / 50 >= 0.4)
+
+
 def test_a_gap_that_stays_leaves_hardness_at_its_least():
     times, hardnesses = annealed(lambda progress: 0.5)
     assert hardnesses == pytest.approx([max(0.01, (t - 0.2) / 0.7) for t in times])

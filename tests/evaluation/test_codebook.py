@@ -288,3 +288,19 @@ def test_of_codes_that_are_not_looked_at_the_rest_is_still_told():
     undefined = {name for name, value in found.items() if math.isnan(value)}
     looking = {"precision", "refit_gap", "shrinkage_ratio", "code_spread", "code_spread_cosine", "codebook_dim"}
     assert undefined == looking
+
+
+@pytest.mark.parametrize(("sizes", "share"), [((16,), 2**-2), ((4, 4), 2**-2), ((256,), 2**-4), ((1,), 1.0)])
+def test_what_bits_cannot_describe_of_even_directions_falls_by_half_a_direction_a_bit(sizes, share):
+    # All signs: a covariance of exactly one in each of four directions, D = 2^(-2 R / 4) of each.
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4)
+    statistics = CodebookStatistics(4, sizes)
+    indices = torch.zeros(16, dtype=torch.int64) if len(sizes) == 1 else torch.zeros(16, len(sizes), dtype=torch.int64)
+    statistics.update(signs, torch.zeros(16, 4), indices)
+    assert statistics.indescribable() == pytest.approx(share)
+
+
+def test_without_tokens_or_variance_nothing_is_indescribable():
+    empty, still = CodebookStatistics(3, (8,)), CodebookStatistics(3, (8,))
+    still.update(torch.ones(5, 3), torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))
+    assert math.isnan(empty.indescribable()) and math.isnan(still.indescribable())

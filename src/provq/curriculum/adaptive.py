@@ -1,13 +1,13 @@
 """A closed loop instead of hand-set fractions: what the run itself shows says when to harden, and how fast.
 
-The continuous phase ends when its loss stops falling. Then the gap between the loss with hard codes and the loss that
-is being trained is led to zero along a straight line: where it falls behind the line, hardness has room to rise (the
-gap controller of Agustsson et al., arXiv 1704.00648, section 3.4, for another quantity). A deadline makes sure that
-training ends hard.
+The continuous phase ends when its loss stops falling, or when the latents stop growing into new directions. Then the gap
+between the loss with hard codes and the loss that is being trained is led to zero along a straight line: where it falls
+behind the line, hardness has room to rise (the gap controller of Agustsson et al., arXiv 1704.00648, section 3.4, for
+another quantity). A deadline makes sure that training ends hard.
 """
 
 import math
-from typing import Annotated, final
+from typing import Annotated, Literal, final
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from provq.spec import checked
 
 @final
 class Adaptive(ObservingSchedule):
-    """0 until the loss without codes stops falling, then as hard as the gap to the loss with hard codes allows.
+    """0 until the continuous phase has done its work, then as hard as the gap to the loss with hard codes allows.
 
     Hardness never falls, and what it is depends on the observations alone: they are the whole state.
 
@@ -27,8 +27,11 @@ class Adaptive(ObservingSchedule):
         earliest: Progress before which the continuous phase does not end.
         latest: Progress at which it ends at last.
         deadline: Progress from which hardness is 1; a straight line from `latest` is its least value before.
-        window: The continuous loss must have fallen over such a share of the run ...
-        improvement: ... by this share of itself, or the continuous phase ends.
+        ends_by: What ends the continuous phase: "plateau", its loss has fallen by less than `improvement` of itself
+            over `window`; "water_filling", the share of the latents' variance that a Gaussian loses at the rate of the
+            tokens (reverse water-filling, arXiv 2605.06870) has moved by less.
+        window: A share of the run.
+        improvement: A share of what is watched.
         gain: How much hardness rises for an observation that has no gap left, where there ought to be all of it.
         every: Share of the run between two observations.
 
@@ -43,6 +46,7 @@ class Adaptive(ObservingSchedule):
         latest: Progress = 0.2,
         deadline: Progress = 0.95,
         *,
+        ends_by: Literal["plateau", "water_filling"] = "plateau",
         window: Annotated[float, Field(gt=0, le=1)] = 0.1,
         improvement: Annotated[float, Field(ge=0, lt=1)] = 0.05,
         gain: Annotated[float, Field(gt=0)] = 0.5,
@@ -54,6 +58,7 @@ class Adaptive(ObservingSchedule):
                 f"got earliest={earliest}, latest={latest}, deadline={deadline}"
             )
         self.earliest, self.latest, self.deadline = earliest, latest, deadline
+        self.ends_by = ends_by
         self.window, self.improvement = window, improvement
         self.gain = gain
         super().__init__(every)
@@ -77,7 +82,7 @@ class Adaptive(ObservingSchedule):
         """End the continuous phase, or harden."""
         hardness = self(observation.progress)
         if hardness == 0:
-            if observation.progress >= self.earliest and self._has_stopped_falling():
+            if observation.progress >= self.earliest and self._has_settled():
                 self._start = observation.progress
             return
         gap = observation.loss_hard / observation.loss_current - 1 if observation.loss_current > 0 else 0.0
@@ -89,7 +94,11 @@ class Adaptive(ObservingSchedule):
         room = max(0.0, wanted - gap) / self._first_gap if self._first_gap else 1.0
         self._reached = min(1.0, hardness + self.gain * room)
 
-    def _has_stopped_falling(self) -> bool:
+    def _has_settled(self) -> bool:
         now = self.observations[-1]
-        before = [past for past in self.observations if past.progress <= now.progress - self.window + 1e-9]
-        return bool(before) and now.loss_continuous > (1 - self.improvement) * before[-1].loss_continuous
+        past = [before for before in self.observations if before.progress <= now.progress - self.window + 1e-9]
+        if not past:
+            return False
+        if self.ends_by == "plateau":
+            return now.loss_continuous > (1 - self.improvement) * past[-1].loss_continuous
+        return abs(now.indescribable - past[-1].indescribable) < self.improvement * past[-1].indescribable

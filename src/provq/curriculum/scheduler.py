@@ -1,5 +1,6 @@
 """The scheduler: moves the hardness of every quantizer of a model, as a learning-rate scheduler moves rates."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -112,12 +113,14 @@ class HardnessScheduler:
         now, before = (int(steps / self.total_steps / every + 1e-9) for steps in (self.steps, self.steps - 1))
         return now > before
 
-    def observe(self, *, loss_continuous: float, loss_current: float, loss_hard: float) -> None:
+    def observe(
+        self, *, loss_continuous: float, loss_current: float, loss_hard: float, indescribable: float = math.nan
+    ) -> None:
         """Show the schedule what one fixed set of items costs without codes, as now, and with hard codes.
 
-        All ranks must show it the same numbers.
+        All ranks must show it the same numbers; see `Observation` for the last.
         """
-        self.schedule.observe(Observation(self.progress, loss_continuous, loss_current, loss_hard))
+        self.schedule.observe(Observation(self.progress, loss_continuous, loss_current, loss_hard, indescribable))
         self._move()
 
     def state_dict(self) -> dict[str, Any]:

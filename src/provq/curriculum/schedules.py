@@ -19,12 +19,17 @@ Phase = Literal["warmup", "anneal", "hard"]
 
 
 class Observation(NamedTuple):
-    """What a run shows to a schedule: mean squared errors of one fixed set of items, and when they were measured."""
+    """What a run shows to a schedule: mean squared errors of one fixed set of items, and when they were measured.
+
+    `indescribable` is the share of the latents' variance that a Gaussian loses at the rate of the tokens, NaN where
+    nobody measured it.
+    """
 
     progress: float
     loss_continuous: float
     loss_current: float
     loss_hard: float
+    indescribable: float = math.nan
 
 
 class Schedule(ABC):

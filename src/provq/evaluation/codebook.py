@@ -113,6 +113,13 @@ class CodebookStatistics:
         """
         return self._frequencies() | self._closeness(codebooks) | self._width(codebooks)
 
+    def indescribable(self) -> float:
+        """D / tr Cov(u), D the distortion of a Gaussian like the latents at the rate of the tokens; NaN without any."""
+        variances = principal_variances(self.latents.covariance())
+        if not self.counts or not self.positions or variances.sum() <= 0:
+            return math.nan
+        return water_filling(variances, self._bits() / self.positions).distortion / float(variances.sum())
+
     def _frequencies(self) -> dict[str, float]:
         counts = self.counts if self.positions else []
         return {

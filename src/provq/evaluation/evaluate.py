@@ -97,6 +97,13 @@ def probe(
     return numbers | gaps | statistics.compute(codebooks) | moved
 
 
+def observed(tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float) -> dict[str, float]:
+    """What a schedule that closes the loop is shown: `losses`, and `indescribable` of `CodebookStatistics`."""
+    statistics = CodebookStatistics(tokenizer.quantizer.code_dim, tokenizer.codebook_sizes)
+    numbers = losses(tokenizer, batches, hardness, watch=statistics.update)
+    return numbers | {"indescribable": statistics.indescribable()}
+
+
 def losses(
     tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float, *, watch: Watch | None = None
 ) -> dict[str, float]:

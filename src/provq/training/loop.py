@@ -21,7 +21,7 @@ from provq.data import Batch, Items, evaluation_batches, training_batches
 from provq.errors import DivergenceError
 from provq.evaluation.alarms import Alarms
 from provq.evaluation.codebook import codebooks_of
-from provq.evaluation.evaluate import losses, probe
+from provq.evaluation.evaluate import observed, probe
 from provq.evaluation.watch import Watcher
 from provq.ops.blend import TokensHarden
 from provq.ops.collectives import ranks, sum_over_ranks
@@ -232,7 +232,7 @@ def fit(
         scheduler.step()
         if scheduler.wants_observation:
             seen = _first_batches(items, training.probe_items, training.batch_size)
-            costs = losses(tokenizer, seen, scheduler.last_hardness)
+            costs = observed(tokenizer, seen, scheduler.last_hardness)
             scheduler.observe(**costs)
             yield {"step": step, "event": "observation", "hardness": scheduler.last_hardness, **costs}
         if len(scheduler.history) > past:
