@@ -1,9 +1,9 @@
 """A closed loop instead of hand-set fractions: what the run itself shows says when to harden, and how fast.
 
-The continuous phase ends when its loss stops falling, or when the latents stop growing into new directions. Then the gap
-between the loss with hard codes and the loss that is being trained is led to zero along a straight line: where it falls
-behind the line, hardness has room to rise (the gap controller of Agustsson et al., arXiv 1704.00648, section 3.4, for
-another quantity). A deadline makes sure that training ends hard.
+The continuous phase ends when its loss stops falling, or when the latents stop growing into new directions. Then the
+gap between the loss with hard codes and the loss that is being trained is led to zero along a straight line: where it
+falls behind the line, hardness has room to rise (the gap controller of Agustsson et al., arXiv 1704.00648, section 3.4,
+for another quantity). A deadline makes sure that training ends hard.
 """
 
 import math
