@@ -34,11 +34,14 @@ _TRAINING_BATCHES, _BATCH = 8, 64  # training items that a learning rate is judg
 @final
 @dataclass(frozen=True)
 class Run:
-    """One run: what to train, where it lives, and whether a loss that is not finite is a result like another."""
+    """One run: what to train and where it lives.
+
+    A trial looks for a setting: it may diverge, and it is measured on training items alone.
+    """
 
     recipe: Recipe
     folder: Path
-    may_diverge: bool = False
+    is_trial: bool = False
 
 
 def evaluated_runs(runs: Sequence[Run], parallel: int) -> Iterator[dict[str, Any]]:
@@ -51,7 +54,7 @@ def evaluated_runs(runs: Sequence[Run], parallel: int) -> Iterator[dict[str, Any
 
     Raises:
         UsageError: A folder holds a run of another recipe.
-        UserError: The data cannot be read, or a run diverged that may not.
+        UserError: The data cannot be read, or a run diverged that is no trial.
     """
     if parallel == 1 or len(runs) < 2:
         yield from map(_evaluated, runs)
@@ -66,7 +69,8 @@ def evaluated_runs(runs: Sequence[Run], parallel: int) -> Iterator[dict[str, Any
         futures = {pool.submit(_evaluated_aside, run): run for run in runs}
         for number, future in enumerate(as_completed(futures), start=1):
             folder = futures[future].folder
-            psnr = future.result().get("psnr", math.nan)
+            row = future.result()
+            psnr = row.get("psnr", row["training_psnr"])
             print(f"{number} of {len(runs)}  {folder.parent.name}/{folder.name}  {psnr:.2f} dB", file=sys.stderr)
         yield from map(Future.result, futures)
     finally:
@@ -106,17 +110,14 @@ def _evaluated(run: Run) -> dict[str, Any]:
     try:
         tokenizer = train(run.recipe, out=run.folder, resume="auto")
     except DivergenceError:
-        if not run.may_diverge:
+        if not run.is_trial:
             raise
         row = {"training_psnr": math.nan}
     else:
-        steps = [record for record in read_log(run.folder) if record["event"] == "train"]
-        row = {
-            "steps": steps[-1]["step"],
-            "seconds": steps[-1]["seconds"],
-            "training_psnr": _training_psnr(tokenizer),
-            **evaluate(tokenizer),
-        }
+        last = [record for record in read_log(run.folder) if record["event"] == "train"][-1]
+        row = {"steps": last["step"], "seconds": last["seconds"], "training_psnr": _training_psnr(tokenizer)}
+        if not run.is_trial:
+            row |= evaluate(tokenizer)
     write_whole(result, to_json(row).encode())
     return row
 

@@ -152,7 +152,7 @@ def _with_best_rates(
         recipe = _at_rate(changed[arm], factor)
         steps = max(1, round(_CHECK * recipe.tables["training"]["steps"]))
         folder = out / arm_name(arm) / "learning-rates" / f"{factor:g}"
-        runs.append(Run(recipe.with_changes({"training": {"steps": steps}}), folder, may_diverge=True))
+        runs.append(Run(recipe.with_changes({"training": {"steps": steps, "probe_every": 0}}), folder, is_trial=True))
     scores: dict[str, dict[float, float]] = {arm: {} for arm in changed}
     for (arm, factor), row in zip(tries, evaluated_runs(runs, parallel), strict=True):
         score = row["training_psnr"]
