@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import provq
-from provq.commands.compare import differences, summary
+from provq.commands.compare import _beyond, differences, summary
 from provq.errors import UsageError
 
 
@@ -85,18 +85,34 @@ def test_a_finished_run_of_another_recipe_is_refused(comparison):
 
 def test_each_arm_takes_the_rate_that_serves_training_items_best(recipe, tmp_path):
     short = {**recipe, "training": {**recipe["training"], "steps": 16, "learning_rate": 0.002}}
-    rows = provq.compare(short, out=tmp_path, arms=["hard", "cosine"], learning_rates=[0.1, 1, 1e30])
+    rows = provq.compare(short, out=tmp_path, arms=["hard", "cosine"], learning_rates=[0.5, 1, 1e30])
     for row in rows:
         tried = tmp_path / row["arm"] / "learning-rates"
         scores = {
-            factor: json.loads((tried / name / "evaluation.json").read_text())["training_psnr"]
-            for factor, name in ((0.1, "0.1"), (1, "1"), (1e30, "1e+30"))
+            float(folder.name): json.loads((folder / "evaluation.json").read_text())["training_psnr"]
+            for folder in tried.iterdir()
         }
-        assert scores[1e30] is None, "a step of 1e27 is more than numbers bear"
-        assert row["learning_rate"] == 0.002 * max((0.1, 1), key=scores.__getitem__)
+        assert scores.pop(1e30) is None, "a step of 1e27 is more than numbers bear"
+        best = max(scores, key=scores.__getitem__)
+        assert row["learning_rate"] == pytest.approx(0.002 * best)
+        assert best > min(scores) or len(scores) == 4, "the outermost is taken only after two beyond it were tried"
         assert yaml.safe_load((tried / "1" / "recipe.yaml").read_text())["training"]["steps"] == 4
         of_run = yaml.safe_load((tmp_path / row["arm"] / "seed-0" / "recipe.yaml").read_text())
         assert of_run["training"]["learning_rate"] == row["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "beyond"),
+    [
+        ({0.5: 1.0, 1.0: 2.0, 2.0: 1.5}, []),
+        ({0.5: 3.0, 1.0: 2.0, 2.0: 1.5}, [0.25]),
+        ({0.25: 4.0, 0.5: 3.0, 1.0: 2.0}, [0.125]),
+        ({0.5: 1.0, 1.0: 2.0, 2.0: 2.5}, [4.0]),
+        ({1.0: 1.0, 10.0: 2.0}, [100.0]),
+    ],
+)
+def test_the_next_rate_lies_beyond_the_best_where_that_is_the_outermost(scores, beyond):
+    assert _beyond(scores) == beyond
 
 
 def test_runs_side_by_side_end_with_their_parent_and_go_on(recipe, tmp_path):

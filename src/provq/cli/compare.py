@@ -38,7 +38,7 @@ def compare(
         str | None,
         typer.Option(
             help="Factors of the recipe's learning rate, with commas, of which each arm takes what serves the training "
-            "items best in a quarter of the steps; 1 leaves the check out. Left out, 0.5,1,2."
+            "items best in a quarter of the steps, or one beyond; a single one is taken unchecked. Left out, 0.5,1,2."
         ),
     ] = None,
     parallel: Annotated[

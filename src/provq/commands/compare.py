@@ -31,6 +31,7 @@ from provq.training.log import read_log
 DEFAULT_ARMS = ("hard", "hard-revival", "deferred", "cosine")
 DEFAULT_LEARNING_RATES = (0.5, 1.0, 2.0)
 _CHECK = 0.25  # of the steps, for each learning rate that is tried
+_FURTHER = 2  # rates that are tried beyond the given ones, where the best is the outermost
 _PICTURES = 8  # originals on the page
 _MOST_CODES = 4096  # drawn on the page
 
@@ -50,8 +51,8 @@ def compare(
 
     An arm is a part of a recipe that is laid over it: a shipped name, or a YAML file. Each arm first looks for its own
     learning rate: a run of a quarter of the steps for each that is to be tried, and the one whose hard codes serve the
-    training items best. What is finished is not done again, and what was interrupted goes on, when the same comparison
-    is started anew.
+    training items best; where that is the least or the greatest, up to two beyond it are tried too. What is finished is
+    not done again, and what was interrupted goes on, when the same comparison is started anew.
 
     Args:
         recipe: What the arms share.
@@ -146,18 +147,30 @@ def _with_best_rates(
     """The recipe of each arm at the learning rate that serves it best in a short run."""
     if len(factors) == 1:
         return {arm: _at_rate(recipe, factors[0]) for arm, recipe in changed.items()}
-    tries = [(arm, factor) for arm in changed for factor in factors]
-    runs = []
-    for arm, factor in tries:
-        recipe = _at_rate(changed[arm], factor)
-        steps = max(1, round(_CHECK * recipe.tables["training"]["steps"]))
-        folder = out / arm_name(arm) / "learning-rates" / f"{factor:g}"
-        runs.append(Run(recipe.with_changes({"training": {"steps": steps, "probe_every": 0}}), folder, is_trial=True))
     scores: dict[str, dict[float, float]] = {arm: {} for arm in changed}
-    for (arm, factor), row in zip(tries, evaluated_runs(runs, parallel), strict=True):
-        score = row["training_psnr"]
-        scores[arm][factor] = -math.inf if math.isnan(score) else score
+    wanted = {arm: list(factors) for arm in changed}
+    for _ in range(1 + _FURTHER):
+        tries = [(arm, factor) for arm in changed for factor in wanted[arm]]
+        trials = [_trial(_at_rate(changed[arm], factor), out / arm_name(arm), factor) for arm, factor in tries]
+        for (arm, factor), row in zip(tries, evaluated_runs(trials, parallel), strict=True):
+            scores[arm][factor] = -math.inf if math.isnan(row["training_psnr"]) else row["training_psnr"]
+        wanted = {arm: _beyond(of_arm) for arm, of_arm in scores.items()}
     return {arm: _at_rate(changed[arm], max(of_arm, key=of_arm.__getitem__)) for arm, of_arm in scores.items()}
+
+
+def _trial(recipe: Recipe, folder: Path, factor: float) -> Run:
+    steps = max(1, round(_CHECK * recipe.tables["training"]["steps"]))
+    short = recipe.with_changes({"training": {"steps": steps, "probe_every": 0}})
+    return Run(short, folder / "learning-rates" / f"{factor:g}", is_trial=True)
+
+
+def _beyond(scores: Mapping[float, float]) -> list[float]:
+    """Where the best of some factors is the least or the greatest, the next one on that side."""
+    ordered = sorted(scores)
+    best = max(scores, key=scores.__getitem__)
+    if best == ordered[0]:
+        return [ordered[0] ** 2 / ordered[1]]
+    return [ordered[-1] ** 2 / ordered[-2]] if best == ordered[-1] else []
 
 
 def _at_rate(recipe: Recipe, factor: float) -> Recipe:
