@@ -67,7 +67,7 @@ def test_a_usage_error_is_code_2_and_imports_nothing_heavy(arguments):
         ("training.steps=2.5", ["training.steps", "2.5"]),
         ("training.steps=true", ["training.steps", "True"]),
         ("training.curriculum.kind=cosin", ["training.curriculum.kind", "'cosine'"]),
-        ("training.curriculum.start=0.7", ["start", "0.7", "0.6"]),
+        ("training.curriculum.start=0.97", ["start", "0.97", "0.95"]),
         ("training.curriculum.strat=0.7", ["training.curriculum.strat", "'start'"]),
         ("encoder.width=30", ["width", "30", "multiple of downsampling=4"]),
         ("encoder.downsampling=6", ["downsampling", "power of two", "6"]),

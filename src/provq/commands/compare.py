@@ -62,6 +62,7 @@ def compare(
         learning_rates: What the recipe's learning rate is multiplied by, for each arm to choose from; a single one is
             taken without a check.
         parallel: How many runs are under way at a time, each in a process and, where there are GPUs, on one of its own.
+            (As ever where Python spawns processes, a script calls this under `if __name__ == "__main__"`.)
         overrides: `key=value` changes of the recipe.
         html: Where to write the page; `compare.html` in `out` by default.
 
