@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from provq.curriculum import Adaptive, Constant, Cosine, Deferred, Linear, Piecewise, kinds
+from provq.curriculum import Adaptive, Constant, Cosine, Deferred, Learned, Linear, Piecewise, kinds
 from provq.errors import UsageError, nearest
 from provq.networks import DECODERS, ENCODERS, ConvolutionalDecoder, ConvolutionalEncoder
 from provq.quantizers import (
@@ -98,7 +98,8 @@ THINGS = {
     "linear": (Linear(0.1, 0.2), kinds.KINDS),
     "cosine": (Cosine(0.3, 1.0), kinds.KINDS),
     "deferred": (Deferred(0.7), kinds.KINDS),
-    "adaptive": (Adaptive(0.2, 0.3, 0.9, gain=2.0), kinds.KINDS),
+    "adaptive": (Adaptive(0.2, 0.3, 0.9, ends_by="water_filling", gain=2.0), kinds.KINDS),
+    "learned": (Learned(0.2, 0.9, price=2.0), kinds.KINDS),
     "piecewise": (Piecewise(((0.1, 0.0), (0.5, 0.3), (0.9, 1.0))), kinds.KINDS),
 }
 
