@@ -10,6 +10,7 @@ Tables go to standard output and, part by part, to Markdown files in OUT; docs/r
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,9 +26,9 @@ from torch import Tensor, nn
 import provq
 from provq.commands.compare import arm_name, differences, summary
 from provq.curriculum import Adaptive, Constant, Cosine, Deferred, HardnessScheduler, Schedule, hand_over
-from provq.evaluation.codebook import effective_dimension
+from provq.evaluation.diagnostics import effective_dimension, perplexity
 from provq.evaluation.seeds import paired_difference, spread
-from provq.files import to_json, write_whole
+from provq.files import row_from_json, to_json, write_whole
 from provq.quantizers import Continuous, Quantizer, SimVQ, VectorQuantizer
 
 # ---- synthetic sets: plain PyTorch, a quantizer and a scheduler -----------------------------------------------------
@@ -112,7 +113,7 @@ def _synthetic_row(job: tuple[str, str, int, int, Path]) -> dict[str, Any]:
         of: Callable[[int], SyntheticSet] = {"mixture": mixture, "power_law": power_law}[name]
         row = {"set": name, "arm": arm, "seed": seed, **trained_on(of(seed), SYNTHETIC_ARMS[arm], steps, seed)}
         write_whole(path, to_json(row).encode())
-    return {key: float("nan") if value is None else value for key, value in json.loads(path.read_text()).items()}
+    return row_from_json(path.read_text())
 
 
 def trained_on(data: SyntheticSet, arm: SyntheticArm, steps: int, seed: int, batch_size: int = 256) -> dict[str, Any]:
@@ -179,14 +180,14 @@ def _measured(model: nn.Sequential, data: SyntheticSet) -> dict[str, float]:
     row = {"nmse": float(error), "effective_dim": float(effective_dimension(torch.cov(made.quantized.T).double()))}
     if quantizer.codebook_sizes:
         counts = torch.bincount(made.indices, minlength=data.codebook_size).double()
-        row["perplexity"] = float(torch.special.entr(counts / counts.sum()).sum().exp())
+        row["perplexity"] = perplexity(counts)
         if (data.modes >= 0).all():
             # The mode of a code is that of most of its points; the entropy is over codes that have any.
             votes = torch.zeros(data.codebook_size, 10).index_put_(
                 (made.indices, data.modes), torch.ones(()), accumulate=True
             )
             codes_of_modes = torch.bincount(votes[counts > 0].argmax(1), minlength=10).double()
-            row["mode_entropy"] = float(torch.special.entr(codes_of_modes / codes_of_modes.sum()).sum())
+            row["mode_entropy"] = math.log(perplexity(codes_of_modes))
     return row
 
 

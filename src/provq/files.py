@@ -24,6 +24,12 @@ def to_json(value: Any, *, indent: int | None = 2) -> str:
     return json.dumps(_strict(value), indent=indent, allow_nan=False) + "\n"
 
 
+def row_from_json(text: str) -> dict[str, Any]:
+    """A row of results as `to_json` wrote it: null is a number that is not defined, NaN."""
+    row: dict[str, Any] = json.loads(text)
+    return {key: math.nan if value is None else value for key, value in row.items()}
+
+
 def _strict(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _strict(part) for key, part in value.items()}

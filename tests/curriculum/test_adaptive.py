@@ -5,31 +5,14 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
+from traces import followed, traces
 
 from provq.curriculum import Adaptive, Cosine, HardnessScheduler, Observation
 from provq.errors import UsageError
 from provq.quantizers import VectorQuantizer
 
-losses = st.floats(1e-6, 10)
 fast = settings(max_examples=80, deadline=None)
-
-
-@st.composite
-def traces(draw):
-    """Any losses, at 2 %, 4 % ... of the run."""
-    number = draw(st.integers(0, 50))
-    return [Observation((i + 1) / 50, *draw(st.tuples(losses, losses, losses))) for i in range(number)]
-
-
-def followed(schedule, trace):
-    """The hardness after each observation."""
-    hardnesses = []
-    for observation in trace:
-        schedule.observe(observation)
-        hardnesses.append(schedule(observation.progress))
-    return hardnesses
 
 
 @fast

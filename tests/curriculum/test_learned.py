@@ -2,26 +2,10 @@
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from traces import followed, traces
 
 from provq.curriculum import Learned, Observation
 from provq.errors import UsageError
-
-losses = st.floats(1e-6, 10)
-
-
-@st.composite
-def traces(draw):
-    number = draw(st.integers(0, 50))
-    return [Observation((i + 1) / 50, *draw(st.tuples(losses, losses, losses))) for i in range(number)]
-
-
-def followed(schedule, trace):
-    hardnesses = []
-    for observation in trace:
-        schedule.observe(observation)
-        hardnesses.append(schedule(observation.progress))
-    return hardnesses
 
 
 @settings(max_examples=80, deadline=None)

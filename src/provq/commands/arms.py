@@ -1,6 +1,5 @@
 """Runs of a comparison, one after another or several at a time; each is trained, measured, and then only read."""
 
-import json
 import math
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from provq.commands.train import refuse_another_recipe, train
 from provq.data import evaluation_batches
 from provq.errors import DivergenceError
 from provq.evaluation.evaluate import evaluate as evaluate_batches
-from provq.files import to_json, write_whole
+from provq.files import row_from_json, to_json, write_whole
 from provq.recipe import Recipe
 from provq.tokenizer import Tokenizer
 from provq.training.log import read_log
@@ -105,8 +104,7 @@ def _evaluated(run: Run) -> dict[str, Any]:
     result = run.folder / "evaluation.json"
     if result.is_file():
         refuse_another_recipe(run.folder, run.recipe)
-        finished: dict[str, Any] = json.loads(result.read_text())
-        return {key: math.nan if value is None else value for key, value in finished.items()}
+        return row_from_json(result.read_text())
     try:
         tokenizer = train(run.recipe, out=run.folder, resume="auto")
     except DivergenceError:

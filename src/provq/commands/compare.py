@@ -85,16 +85,16 @@ def compare(
     if not arms or len({arm_name(arm) for arm in arms}) < len(arms):
         raise UsageError(f"arms must be named, each once, got {', '.join(arms) or 'none'}")
     changed = {arm: shared.with_changes(load_changes(arm)) for arm in arms}
-    _check_before_training(changed)
+    rates = _check_before_training(changed)
     first_seed = int(shared.tables["training"].get("seed", 0))
-    tuned = _with_best_rates(changed, learning_rates, out, parallel)
+    tuned = _with_best_rates(changed, rates, learning_rates, out, parallel)
     runs = [
         Run(tuned[arm].with_changes({"training": {"seed": seed}}), _run_folder(out, arm, seed))
         for seed in range(first_seed, first_seed + seeds)
         for arm in arms
     ]
     names = [
-        {"arm": arm_name(arm), "seed": seed, "learning_rate": _learning_rate(tuned[arm])}
+        {"arm": arm_name(arm), "seed": seed, "learning_rate": tuned[arm].tables["training"]["learning_rate"]}
         for seed in range(first_seed, first_seed + seeds)
         for arm in arms
     ]
@@ -128,9 +128,13 @@ def _by_arm(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[int, 
     return by_arm
 
 
-def _check_before_training(changed: Mapping[str, Recipe]) -> None:
-    """Find what would fail after hours of training: a wrong arm, nothing to measure on, a page that cannot be drawn."""
+def _check_before_training(changed: Mapping[str, Recipe]) -> dict[str, float]:
+    """Find what would fail after hours of training: a wrong arm, nothing to measure on, a page that cannot be drawn.
+
+    The learning rate of each arm, which its recipe may leave to the default.
+    """
     require_extra()
+    rates = {}
     for arm, recipe in changed.items():
         try:
             parts = build_parts(recipe)
@@ -140,23 +144,28 @@ def _check_before_training(changed: Mapping[str, Recipe]) -> None:
             raise UsageError("compare trains in one process: training.devices must be 1")
         if parts.modality.held_out_items() is None:
             raise UsageError("there is nothing to measure the arms on: data.val is missing")
+        rates[arm] = parts.training.learning_rate
+    return rates
 
 
 def _with_best_rates(
-    changed: Mapping[str, Recipe], factors: Sequence[float], out: Path, parallel: int
+    changed: Mapping[str, Recipe], rates: Mapping[str, float], factors: Sequence[float], out: Path, parallel: int
 ) -> dict[str, Recipe]:
     """The recipe of each arm at the learning rate that serves it best in a short run."""
     if len(factors) == 1:
-        return {arm: _at_rate(recipe, factors[0]) for arm, recipe in changed.items()}
+        return {arm: _at_rate(recipe, factors[0] * rates[arm]) for arm, recipe in changed.items()}
     scores: dict[str, dict[float, float]] = {arm: {} for arm in changed}
     wanted = {arm: list(factors) for arm in changed}
     for _ in range(1 + _FURTHER):
         tries = [(arm, factor) for arm in changed for factor in wanted[arm]]
-        trials = [_trial(_at_rate(changed[arm], factor), out / arm_name(arm), factor) for arm, factor in tries]
+        trials = [
+            _trial(_at_rate(changed[arm], factor * rates[arm]), out / arm_name(arm), factor) for arm, factor in tries
+        ]
         for (arm, factor), row in zip(tries, evaluated_runs(trials, parallel), strict=True):
             scores[arm][factor] = -math.inf if math.isnan(row["training_psnr"]) else row["training_psnr"]
         wanted = {arm: _beyond(of_arm) for arm, of_arm in scores.items()}
-    return {arm: _at_rate(changed[arm], max(of_arm, key=of_arm.__getitem__)) for arm, of_arm in scores.items()}
+    best = {arm: max(of_arm, key=of_arm.__getitem__) for arm, of_arm in scores.items()}
+    return {arm: _at_rate(changed[arm], factor * rates[arm]) for arm, factor in best.items()}
 
 
 def _trial(recipe: Recipe, folder: Path, factor: float) -> Run:
@@ -174,12 +183,8 @@ def _beyond(scores: Mapping[float, float]) -> list[float]:
     return [ordered[-1] ** 2 / ordered[-2]] if best == ordered[-1] else []
 
 
-def _at_rate(recipe: Recipe, factor: float) -> Recipe:
-    return recipe.with_changes({"training": {"learning_rate": factor * _learning_rate(recipe)}})
-
-
-def _learning_rate(recipe: Recipe) -> float:
-    return float(build_parts(recipe).training.learning_rate)
+def _at_rate(recipe: Recipe, learning_rate: float) -> Recipe:
+    return recipe.with_changes({"training": {"learning_rate": learning_rate}})
 
 
 def _run_folder(out: Path, arm: str, seed: int) -> Path:
