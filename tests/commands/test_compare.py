@@ -63,6 +63,15 @@ def test_the_page_holds_every_arm(comparison):
     assert "Nothing is quantized." in page
 
 
+def test_the_page_repeats_the_alarms_of_the_runs(recipe, tmp_path):
+    short = {**recipe, "training": {**recipe["training"], "steps": 6, "probe_every": 3}}
+    soft = tmp_path / "soft.yaml"
+    soft.write_text("# Never hard.\ntraining: {curriculum: {kind: constant, value: 0.5}}\n")
+    provq.compare(short, out=tmp_path, arms=["hard", str(soft)], seeds=2, learning_rates=[1])
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("Seed 0, step 6 (2 of 2 seeds): training ended at hardness 0.50") == 1
+
+
 def test_summary_is_mean_and_deviation():
     rows = [{"arm": "a", "seed": seed, "x": value} for seed, value in enumerate((1.0, 2.0, 4.0))]
     mean, deviation = summary(rows, "x")["a"]

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -251,6 +252,16 @@ def test_undefined_numbers_are_dashes(tmp_path, page):
     assert not [tag for tag, _ in bare.elements if tag in ("img", "svg")]
 
 
+def test_warnings_stand_with_their_arm_and_nowhere_else(tmp_path, text):
+    assert 'id="warnings"' not in text
+    first, second, *others = five_arms()
+    warned = [first, replace(second, warnings=["Codes are dead.", "Too < soft."]), *others]
+    page = written(tmp_path / "report.html", warned)
+    (section,) = re.findall(r'<section aria-labelledby="warnings">.*?</section>', page, re.DOTALL)
+    assert re.findall(r"<span>(.*?)</span></dt>", section) == [second.name]
+    assert re.findall(r"<dd><p>(.*?)</p><p>(.*?)</p></dd>", section) == [("Codes are dead.", "Too &lt; soft.")]
+
+
 def measured(name: str, *psnr: float, perplexity: float | None = None) -> ArmReport:
     evaluations = [{"seed": seed, "psnr": value, "perplexity": perplexity} for seed, value in enumerate(psnr)]
     return ArmReport(name, "", evaluations, [], [], None)
@@ -332,7 +343,7 @@ def test_verdict_claims_no_more_than_the_data(tmp_path, arms, baseline, verdict)
 
 def test_hostile_words_stay_words(tmp_path):
     evil = """</style></pre><script>alert(1)</script>"><img src=x onerror=alert(2)>{{ 7 * 7 }}$\\frac$'"""
-    hostile = arm(evil, evil, psnr=26, used=300, ramp=(0, 9))
+    hostile = replace(arm(evil, evil, psnr=26, used=300, ramp=(0, 9)), warnings=[evil])
     text = written(
         tmp_path / "report.html", [*five_arms(), hostile],
         title=evil, summary=evil, baseline=evil, commands=[evil], recipe=evil, environment={evil: evil},

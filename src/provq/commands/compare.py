@@ -26,7 +26,7 @@ from provq.files import to_json, write_whole
 from provq.modalities.image.pixels import contact_sheet, to_image, to_png
 from provq.recipe import Recipe, build_parts, header_of_arm, load, load_changes
 from provq.tokenizer import Tokenizer
-from provq.training.log import read_log
+from provq.training.log import Record, read_log
 
 DEFAULT_ARMS = ("hard", "hard-revival", "deferred", "cosine")
 DEFAULT_LEARNING_RATES = (0.5, 1.0, 2.0)
@@ -199,15 +199,22 @@ def _write_page(
     for arm in arms:
         name = arm_name(arm)
         own_rows = [row for row in rows if row["arm"] == name]
-        curves = [
-            [record for record in read_log(_run_folder(out, arm, row["seed"])) if record["event"] == "probe"]
-            for row in own_rows
-        ]
+        logs = {row["seed"]: read_log(_run_folder(out, arm, row["seed"])) for row in own_rows}
+        curves = [[record for record in log if record["event"] == "probe"] for log in logs.values()]
         tokenizer = Tokenizer.from_pretrained(_run_folder(out, arm, seed), local=True)
         originals, reconstructions = _pictures(tokenizer)
         evaluations = [{k: v for k, v in row.items() if k != "arm"} for row in own_rows]
-        report = ArmReport(name, header_of_arm(arm), evaluations, curves, reconstructions, _codebook_picture(tokenizer))
-        reports.append(report)
+        reports.append(
+            ArmReport(
+                name,
+                header_of_arm(arm),
+                evaluations,
+                curves,
+                reconstructions,
+                _codebook_picture(tokenizer),
+                _warnings(logs),
+            )
+        )
     training = recipe.tables["training"]
     seeds = len(rows) // len(arms)
     write_report(
@@ -231,6 +238,19 @@ def _write_page(
             "date": time.strftime("%Y-%m-%d"),
         },
     )
+
+
+def _warnings(logs: Mapping[int, Sequence[Record]]) -> list[str]:
+    """Each rule that raised an alarm: where it did so first, in how many runs, and its sentence there."""
+    raised: dict[str, list[tuple[int, Record]]] = {}
+    for seed, log in logs.items():
+        for record in log:
+            if record["event"] == "alarm":
+                raised.setdefault(record["rule"], []).append((seed, record))
+    return [
+        f"Seed {seed}, step {record['step']} ({1 + len(others)} of {len(logs)} seeds): {record['warning']}."
+        for (seed, record), *others in raised.values()
+    ]
 
 
 def _command() -> str:

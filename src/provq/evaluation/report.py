@@ -51,6 +51,7 @@ class ArmReport:
     `evaluations` and `curves` hold one entry a seed; a number that is NaN, None or absent is not defined
     for this arm. `reconstructions` are PNG pictures by the first seed, one an original, and `codebook` is
     a PNG picture of what each code decodes to, where it decodes to anything that can be looked at.
+    `warnings` say what went wrong in its runs and what to do about it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ArmReport:
     curves: Sequence[Sequence[Mapping[str, float | None]]]
     reconstructions: Sequence[bytes]
     codebook: bytes | None
+    warnings: Sequence[str] = ()
 
 
 @final
