@@ -50,7 +50,7 @@ class Adaptive(ObservingSchedule):
         window: Annotated[float, Field(gt=0, le=1)] = 0.1,
         improvement: Annotated[float, Field(ge=0, lt=1)] = 0.05,
         gain: Annotated[float, Field(gt=0)] = 0.5,
-        every: Annotated[float, Field(gt=0, le=1)] = 0.02,
+        every: Annotated[float, Field(gt=0, le=1)] = 0.05,
     ) -> None:
         if not 0 < earliest <= latest < deadline:
             raise UsageError(
