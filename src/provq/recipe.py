@@ -102,19 +102,20 @@ def build_parts(recipe: Recipe) -> Parts:
 
 def _check_shapes(tokenizer: "Tokenizer", modality: "Modality") -> None:
     """See to it that an item of the data comes out of the networks in the shape in which it goes in."""
-    import torch
+    from torch.nn import Sequential
+
+    from provq.evaluation.cost import shape_of_output
 
     item = modality.blank_item()
-    with torch.no_grad():
-        try:
-            output = tokenizer.decoder(tokenizer.encoder(item))
-        except RuntimeError as error:
-            raise UsageError(
-                f"encoder, decoder: they do not fit items of shape {tuple(item.shape[1:])}: {error}"
-            ) from error
-    if output.shape != item.shape:
+    try:
+        shape = shape_of_output(Sequential(tokenizer.encoder, tokenizer.decoder), item)
+    except RuntimeError as error:
         raise UsageError(
-            f"encoder, decoder: items of shape {tuple(item.shape[1:])} come out as {tuple(output.shape[1:])}; "
+            f"encoder, decoder: they do not fit items of shape {tuple(item.shape[1:])}: {error}"
+        ) from error
+    if shape != item.shape:
+        raise UsageError(
+            f"encoder, decoder: items of shape {tuple(item.shape[1:])} come out as {tuple(shape[1:])}; "
             f"both must have one downsampling, and data.size be a multiple of it, here of {tokenizer.encoder.reduction}"
         )
 

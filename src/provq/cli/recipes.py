@@ -1,6 +1,7 @@
 """`provq recipes ls`, `show`, `cp` and `validate`."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +30,24 @@ def ls(
 
 @recipes.command()
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Print a recipe as it stands when `extends` and changes are resolved."""
-    from provq.recipe import load
+    """Print a recipe as it stands when `extends` and changes are resolved, and what its tokenizer costs."""
+    from provq.evaluation.cost import cost, parameters
+    from provq.recipe import build_parts, load
 
-    sys.stdout.write(load(recipe, overrides or []).to_yaml())
+    resolved = load(recipe, overrides or [])
+    sys.stdout.write(resolved.to_yaml())
+    parts = build_parts(resolved)
+    of_item = cost(parts.tokenizer, parts.modality.blank_item())
+    weights, flops = parameters(parts.tokenizer), of_item.flops
+    sys.stdout.write(
+        f"# parameters      {sum(weights.values()):,}  ({_by_part(weights)})\n"
+        f"# tokens an item  {of_item.tokens:,}, {of_item.bits:,.0f} bits\n"
+        f"# FLOPs an item   {sum(flops.values()):,} forward  ({_by_part(flops)}); three times as many in training\n"
+    )
+
+
+def _by_part(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{part} {number:,}" for part, number in numbers.items())
 
 
 @recipes.command()

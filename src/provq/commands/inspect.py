@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from provq.commands.evaluate import modality_of
+from provq.evaluation.cost import cost, parameters
 from provq.tokenizer import Tokenizer, opened
 
 
@@ -15,23 +17,21 @@ def inspect(tokenizer: Tokenizer | str | Path) -> dict[str, Any]:
 
     Returns:
         `fingerprint`, `parameters` by part, `codebook_sizes`, `bits_per_token`, `reduction`, and `config`. Where the
-        tokenizer knows the size of its training pictures also `tokens_per_item` and `bits_per_item`.
+        tokenizer knows what it was trained on also `tokens_per_item`, `bits_per_item` and `flops_per_item`, by part,
+        of such an item.
 
     Raises:
         UserError: The tokenizer cannot be read.
     """
     tokenizer = opened(tokenizer)
-    parts = {"encoder": tokenizer.encoder, "quantizer": tokenizer.quantizer, "decoder": tokenizer.decoder}
-    bits = sum(math.log2(size) for size in tokenizer.codebook_sizes)
     facts: dict[str, Any] = {
         "fingerprint": tokenizer.fingerprint,
-        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        "parameters": parameters(tokenizer),
         "codebook_sizes": list(tokenizer.codebook_sizes),
-        "bits_per_token": bits,
+        "bits_per_token": sum(math.log2(size) for size in tokenizer.codebook_sizes),
         "reduction": tokenizer.encoder.reduction,
     }
-    size = tokenizer.metadata.get("data", {}).get("size")
-    if size is not None:
-        tokens = (size // tokenizer.encoder.reduction) ** 2
-        facts |= {"tokens_per_item": tokens, "bits_per_item": tokens * bits}
+    if "data" in tokenizer.metadata:
+        of_item = cost(tokenizer, modality_of(tokenizer).blank_item())
+        facts |= {"tokens_per_item": of_item.tokens, "bits_per_item": of_item.bits, "flops_per_item": of_item.flops}
     return {**facts, "config": tokenizer.config}
