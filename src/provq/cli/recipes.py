@@ -31,11 +31,13 @@ def ls(
 @recipes.command()
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Print a recipe as it stands when `extends` and changes are resolved, and what its tokenizer costs."""
-    from provq.evaluation.cost import cost, parameters
     from provq.recipe import build_parts, load
 
     resolved = load(recipe, overrides or [])
     sys.stdout.write(resolved.to_yaml())
+
+    from provq.evaluation.cost import cost, parameters  # loads torch, which a wrong name need not wait for
+
     parts = build_parts(resolved)
     of_item = cost(parts.tokenizer, parts.modality.blank_item())
     weights, flops = parameters(parts.tokenizer), of_item.flops
