@@ -478,11 +478,6 @@ def test_misspelt_embedded_pictures():
         opened("embedded:")
 
 
-def test_unsupported_hub_lists_what_is_accepted():
-    with pytest.raises(UsageError, match="not supported in this version.*folder of pictures.*embedded:digits"):
-        opened("hf:some/dataset")
-
-
 def test_the_home_folder_may_be_written_with_a_tilde(tmp_path, monkeypatch):
     write(tmp_path, "pictures/a.png")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -21,8 +21,8 @@ class Images(Modality):
     """Square RGB pictures in [-1, 1].
 
     Args:
-        train: Where training pictures lie: a folder, a tar or a glob of tars, `embedded:photographs` or
-            `embedded:digits`.
+        train: Where training pictures lie: a folder, a tar or a glob of tars, `hf:NAME` (a data set of the
+            Hugging Face hub, see `hub.open_hub`), `embedded:photographs` or `embedded:digits`.
         val: Where held-out pictures lie; left out, embedded data hold out a part of their own and other data nothing.
         size: The side of the squares, in pixels.
         resize: "shorter" scales a picture down until its shorter side has `size` pixels before it is cut;

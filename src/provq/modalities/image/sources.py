@@ -1,4 +1,4 @@
-"""Where pictures lie: a folder, WebDataset tars, the pictures that scikit-learn carries.
+"""Where pictures lie: a folder, WebDataset tars, the pictures that scikit-learn carries; `hub` has the fourth place.
 
     DATA --open_source--> ImageSource --read(index)--> picture
 
@@ -30,7 +30,7 @@ PICTURE_SUFFIXES = (
 )
 ACCEPTED = (
     "give a folder of pictures, a picture, a .tar file, a pattern of .tar files in quotes ('dir/*.tar' or "
-    "'dir/{000..004}.tar'), embedded:photographs or embedded:digits"
+    "'dir/{000..004}.tar'), hf:NAME, embedded:photographs or embedded:digits"
 )
 
 # Limits that no honest tar comes near.
@@ -90,7 +90,9 @@ def open_source(data: str, *, split: Split, size: int) -> ImageSource:
     if data.startswith("embedded:"):
         return _embedded(data.removeprefix("embedded:"), split, size)
     if data.startswith("hf:"):
-        raise UsageError(f"data {data!r}: hf: is not supported in this version; {ACCEPTED}")
+        from provq.modalities.image.hub import open_hub  # its library is optional, and slow to import
+
+        return open_hub(data.removeprefix("hf:"), split=split)
     path = Path(data).expanduser()
     if not path.exists() and re.search(r"[*?[{]", data):
         return TarSource(_matching_tars(str(path)))
