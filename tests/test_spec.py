@@ -10,7 +10,16 @@ from torch import nn
 
 from provq.curriculum import Adaptive, Constant, Cosine, Deferred, Learned, Linear, Piecewise, kinds
 from provq.errors import UsageError, nearest
-from provq.networks import DECODERS, ENCODERS, ConvolutionalDecoder, ConvolutionalEncoder
+from provq.networks import (
+    DECODERS,
+    ENCODERS,
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    VitDecoder,
+    VitEncoder,
+    VqganDecoder,
+    VqganEncoder,
+)
 from provq.quantizers import (
     KINDS,
     Continuous,
@@ -94,6 +103,13 @@ THINGS = {
     "continuous": (Continuous(7), KINDS),
     "encoder": (ConvolutionalEncoder(3, width=8, depth=2, downsampling=4, channels=1), ENCODERS),
     "decoder": (ConvolutionalDecoder(3, width=16, depth=0, downsampling=2, channels=5), DECODERS),
+    "vqgan encoder": (
+        VqganEncoder(3, width=8, multipliers=(1, 2), depth=1, latent_width=4, checkpoint_activations=True),
+        ENCODERS,
+    ),
+    "vqgan decoder": (VqganDecoder(3, width=8, multipliers=(1, 2), depth=2, latent_width=4, channels=1), DECODERS),
+    "vit encoder": (VitEncoder(3, width=8, depth=1, heads=2, patch=4, checkpoint_activations=True), ENCODERS),
+    "vit decoder": (VitDecoder(3, width=8, depth=2, heads=1, patch=2, channels=1), DECODERS),
     "constant": (Constant(0.25), kinds.KINDS),
     "linear": (Linear(0.1, 0.2), kinds.KINDS),
     "cosine": (Cosine(0.3, 1.0), kinds.KINDS),
