@@ -11,6 +11,7 @@ from provq.curriculum import Cosine, Linear
 from provq.errors import UsageError, UserError
 from provq.quantizers import Continuous, FiniteScalarQuantizer, VectorQuantizer
 from provq.spec import build
+from provq.training.adversary import Adversary
 
 TABLES = {
     "data": {"kind": "image", "train": "embedded:photographs", "size": 16},
@@ -257,7 +258,8 @@ def test_every_shipped_recipe_builds_its_parts_and_so_does_each_arm_laid_over_it
 
 
 def test_parts_are_what_the_tables_say():
-    modality, tokenizer, objective, training, schedule = recipe.build_parts(recipe.load(TABLES))
+    modality, tokenizer, objective, adversary, training, schedule = recipe.build_parts(recipe.load(TABLES))
+    assert adversary is None
     assert isinstance(tokenizer.quantizer, VectorQuantizer)
     assert (tokenizer.encoder.dim, tokenizer.quantizer.dim, tokenizer.decoder.dim) == (4, 4, 4)
     assert tokenizer.codebook_sizes == (16,)
@@ -270,6 +272,32 @@ def test_parts_are_what_the_tables_say():
     assert vars(again) == vars(modality)
     items = torch.zeros(2, 3, 16, 16)
     assert tokenizer(items).output.shape == items.shape
+
+
+def test_an_adversary_judges_what_the_data_gives():
+    adversary = {"discriminator": {"kind": "style", "width": 4}, "loss": "non_saturating", "start": 0.7}
+    parts = recipe.build_parts(recipe.load({**TABLES, "objective": {"l1": 1.0, "adversary": adversary}}))
+    assert isinstance(parts.adversary, Adversary)
+    assert (parts.adversary.discriminator.size, parts.adversary.discriminator.channels) == (16, 3)
+    assert (parts.adversary.loss, parts.adversary.start) == ("non_saturating", 0.7)
+    alone = recipe.build_parts(recipe.load(TABLES)).tokenizer.state_dict()
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in parts.tokenizer.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("adversary", "training", "message"),
+    [
+        ("patch", {}, "objective.adversary: expected a mapping, got 'patch'"),
+        ({"wieght": 1.0}, {}, "objective.adversary.wieght: unknown key; did you mean 'weight'"),
+        ({"discriminator": {"kind": "pach"}}, {}, "objective.adversary.discriminator.kind: .*did you mean 'patch'"),
+        ({}, {"curriculum": {"kind": "cosine", "end": 0.99}}, "hardness is 1, .* end the anneal earlier"),
+        ({"adaptive": True}, {"precision": "bf16-mixed"}, "objective.adversary.adaptive: needs training.precision"),
+    ],
+)
+def test_a_wrong_adversary_is_told(adversary, training, message):
+    tables = {**TABLES, "objective": {"l1": 1.0, "adversary": adversary}}
+    with pytest.raises(UsageError, match=message):
+        recipe.build_parts(recipe.load(tables).with_changes({"training": training}))
 
 
 def test_without_a_curriculum_hardness_is_annealed_along_a_cosine():

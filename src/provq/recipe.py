@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and listing recipes needs no
     from provq.curriculum import Schedule
     from provq.modalities.base import Modality
     from provq.tokenizer import Tokenizer
+    from provq.training.adversary import Adversary
     from provq.training.loop import Training
     from provq.training.objective import Objective
 
@@ -67,6 +68,7 @@ class Parts(NamedTuple):
     modality: "Modality"
     tokenizer: "Tokenizer"
     objective: "Objective"
+    adversary: "Adversary | None"
     training: "Training"
     schedule: "Schedule"
 
@@ -91,13 +93,46 @@ def build_parts(recipe: Recipe) -> Parts:
     curriculum = training_table.pop("curriculum", {"kind": "cosine"})
     schedule = build(curriculum, kinds.KINDS, where="training.curriculum", local=True)
     training = Training(**fitting(Training, training_table, where="training"))
-    objective = Objective(**fitting(Objective, tables["objective"], where="objective"))
+    objective_table = dict(tables["objective"])
+    adversary_table = objective_table.pop("adversary", None)
+    objective = Objective(**fitting(Objective, objective_table, where="objective"))
     modality = build(tables["data"], modalities.KINDS, where="data", local=True)
     torch.manual_seed(training.seed)
     metadata = {"data": describe(modality, modalities.KINDS)}
     tokenizer = Tokenizer.from_config({**tables, "metadata": metadata}, local=True)
     _check_shapes(tokenizer, modality)
-    return Parts(modality, tokenizer, objective, training, schedule)
+    adversary = None if adversary_table is None else _adversary(adversary_table, modality, schedule, training)
+    return Parts(modality, tokenizer, objective, adversary, training, schedule)
+
+
+def _adversary(table: object, modality: "Modality", schedule: "Schedule", training: "Training") -> "Adversary":
+    """The adversary, told what its discriminator is to judge."""
+    from provq.networks.discriminators import DISCRIMINATORS
+    from provq.spec import build, fitting
+    from provq.training.adversary import Adversary
+
+    if not isinstance(table, Mapping):
+        raise UsageError(f"objective.adversary: expected a mapping, got {table!r}")
+    arguments = dict(table)
+    _, channels, *_, size = modality.blank_item().shape
+    where = "objective.adversary"
+    discriminator = build(
+        arguments.pop("discriminator", {"kind": "patch"}),
+        DISCRIMINATORS,
+        where=f"{where}.discriminator",
+        local=True,
+        channels=channels,
+        size=size,
+    )
+    adversary = Adversary(**fitting(Adversary, arguments, where=where, given={"discriminator": discriminator}))
+    if adversary.start is None and schedule(1 - adversary.warmup - 1 / training.steps) < 1:
+        raise UsageError(
+            f"{where}: by default the discriminator begins when hardness is 1, which is too late for the tokenizer to "
+            f"see it; end the anneal earlier (training.curriculum.end), or set {where}.start"
+        )
+    if adversary.adaptive and training.precision != "32-true":
+        raise UsageError(f"{where}.adaptive: needs training.precision: 32-true, got {training.precision}")
+    return adversary
 
 
 def _check_shapes(tokenizer: "Tokenizer", modality: "Modality") -> None:

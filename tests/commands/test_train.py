@@ -46,6 +46,13 @@ def test_the_same_recipe_gives_the_same_bits(run, recipe, tmp_path):
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_missing_weights_of_the_perceptual_network_are_told_before_anything_is_trained(recipe, tmp_path):
+    missing = {**recipe, "objective": {"l1": 1.0, "perceptual": str(tmp_path / "vgg16.pth")}}
+    with pytest.raises(UserError, match="weights of the perceptual network are not at.*objective.perceptual=none"):
+        train(missing, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_reading_processes_change_no_number(recipe, tmp_path):
     short = changed(recipe, steps=3)
     alone = train(short, out=tmp_path / "alone")

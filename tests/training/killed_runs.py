@@ -1,6 +1,6 @@
 """Trains one recipe in processes that kill themselves (SIGKILL) at given moments, and resumes it each time.
 
-    python killed_runs.py OUT CURRICULUM [MOMENT ...]      a moment is FUNCTION:N, the N-th call of a function
+    python killed_runs.py OUT KIND [MOMENT ...]      a moment is FUNCTION:N, the N-th call of a function
 
 Each process is forked from this one, which has imported everything and computed nothing.
 """
@@ -16,6 +16,7 @@ import torch
 import torch.utils.tensorboard  # noqa: F401  a process imports it late, and each would anew
 
 from provq.commands.train import train
+from provq.recipe import load
 
 RECIPE = {
     "data": {"kind": "image", "train": "embedded:digits", "size": 8, "resize": "none"},
@@ -34,9 +35,20 @@ RECIPE = {
         "checkpoint_every": 4,
     },
 }
-CURRICULA = {
-    "cosine": {"kind": "cosine", "start": 0.2, "end": 0.6},
-    "adaptive": {"kind": "adaptive", "earliest": 0.2, "latest": 0.5, "deadline": 0.8, "every": 0.05},
+COSINE = {"training": {"curriculum": {"kind": "cosine", "start": 0.2, "end": 0.6}}}
+ADAPTIVE = {"kind": "adaptive", "earliest": 0.2, "latest": 0.5, "deadline": 0.8, "every": 0.05}
+ADVERSARY = {
+    "discriminator": {"kind": "patch", "width": 4, "depth": 1},
+    "warmup": 0.1,
+    "adaptive": True,
+    "lecam": 0.1,
+    "r1": 0.1,
+    "r1_every": 3,
+}
+KINDS = {
+    "cosine": COSINE,
+    "adaptive": {"training": {"curriculum": ADAPTIVE}},
+    "adversary": {**COSINE, "objective": {"l1": 1.0, "adversary": ADVERSARY}},
 }
 
 
@@ -72,13 +84,13 @@ def killing(moment):
     return mock.patch.object(owner, attribute, dying)
 
 
-def in_a_process(out, curriculum, moment):
+def in_a_process(out, kind, moment):
     """The status of a process that trains and dies at the moment, or to the end."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
     torch.set_num_threads(1)
-    recipe = {**RECIPE, "training": {**RECIPE["training"], "curriculum": CURRICULA[curriculum]}}
+    recipe = load(RECIPE).with_changes(KINDS[kind])
     if moment is None:
         train(recipe, out=out, resume="auto")
     else:
@@ -88,9 +100,9 @@ def in_a_process(out, curriculum, moment):
 
 
 if __name__ == "__main__":
-    out, curriculum, moments = sys.argv[1], sys.argv[2], sys.argv[3:]
+    out, kind, moments = sys.argv[1], sys.argv[2], sys.argv[3:]
     for moment in moments:
-        status = in_a_process(out, curriculum, moment)
+        status = in_a_process(out, kind, moment)
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             sys.exit(f"the run was not killed at {moment}: status {status}")
-    sys.exit(os.waitstatus_to_exitcode(in_a_process(out, curriculum, None)))
+    sys.exit(os.waitstatus_to_exitcode(in_a_process(out, kind, None)))

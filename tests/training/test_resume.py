@@ -6,9 +6,9 @@ import sys
 import pytest
 
 
-def trained(out, moments, root, curriculum="cosine"):
+def trained(out, moments, root, kind="cosine"):
     script = root / "tests" / "training" / "killed_runs.py"
-    command = [sys.executable, script, str(out), curriculum, *moments]
+    command = [sys.executable, script, str(out), kind, *moments]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     (checkpoint,) = (out / "checkpoints").glob("step-*")
@@ -62,6 +62,18 @@ def test_a_closed_loop_goes_on_from_what_it_has_observed(tmp_path, root):
     assert (resumed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
     assert records(resumed) == records(undisturbed)
     assert [record["event"] for record in records(resumed)].count("observation") == 20
+
+
+def test_a_run_with_an_adversary_goes_on_from_where_both_sides_were(tmp_path, root):
+    undisturbed = trained(tmp_path / "undisturbed", [], root, "adversary")
+    # Hardness is 1 from step 18 on; the discriminator takes steps 19 to 30, the tokenizer sees it from step 22 on.
+    resumed = trained(tmp_path / "run", ["step:20", "step:5", "step:6"], root, "adversary")
+    assert (resumed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert records(resumed) == records(undisturbed)
+    trainings = {record["step"]: record for record in records(resumed) if record["event"] == "train"}
+    assert [step for step, record in trainings.items() if "loss_discriminator" in record] == list(range(19, 31))
+    assert [step for step, record in trainings.items() if "loss_generator" in record] == list(range(22, 31))
+    assert [step for step, record in trainings.items() if "loss_r1" in record] == [19, 22, 25, 28]
 
 
 def check(moments, undisturbed, tmp_path, root):

@@ -59,6 +59,7 @@ def train(
         parts.objective,
         items,
         held_out,
+        adversary=parts.adversary,
         fabric=fabric,
         out=out,
     )

@@ -27,6 +27,7 @@ from provq.ops.blend import TokensHarden
 from provq.ops.collectives import ranks, sum_over_ranks
 from provq.spec import checked
 from provq.tokenizer import Tokenizer
+from provq.training.adversary import Adversary
 from provq.training.checkpoint import load_state, newest_step, save_checkpoint
 from provq.training.log import Record
 from provq.training.objective import Objective
@@ -137,6 +138,7 @@ def fit(
     items: Items,
     held_out: Items | None,
     *,
+    adversary: Adversary | None = None,
     fabric: Fabric,
     out: Path,
 ) -> Iterator[Record]:
@@ -149,6 +151,7 @@ def fit(
         objective: What to make small.
         items: What to train on.
         held_out: What to look at with `probe`; without it nothing is probed.
+        adversary: What else the tokenizer is to convince, if anything.
         fabric: Devices and precision, launched.
         out: The folder of the run.
 
@@ -171,6 +174,7 @@ def fit(
         weight_decay=training.weight_decay,
     )
     model, fabric_optimizer = fabric.setup(tokenizer, optimizer)
+    objective.load(fabric.device)
     average = _average_of(tokenizer, training.average_decay)
     fresh = _FreshLatents(tokenizer, training, items, fabric)
     scheduler = HardnessScheduler(
@@ -194,6 +198,9 @@ def fit(
     }
     if average is not None:
         parts["average"] = average
+    if adversary is not None:
+        parts["adversary"] = adversary.to(fabric.device)
+    last_layer = [parameter for parameter in tokenizer.decoder.parameters() if parameter.ndim > 1][-1]
 
     first = newest_step(out) or 0
     if first:
@@ -213,19 +220,33 @@ def fit(
     ):
         if step > training.revive_until * training.steps:
             tokenizer.quantizer.steady()
+        if adversary is not None:
+            adversary.advance(scheduler.progress, scheduler.last_hardness)
         micro_batches = fabric.to_device(batch.values).chunk(training.accumulate)
         for number, values in enumerate(micro_batches, start=1):
+            share = len(values) / len(batch.values)
             with fabric.no_backward_sync(model, enabled=number < len(micro_batches)):
                 made = model(values)
                 terms = objective(made, values)
+                if adversary is not None and adversary.is_seen:
+                    likeness = torch.stack([term for name, term in terms.items() if name != "quantizer"]).sum()
+                    with fabric.autocast():
+                        terms["generator"] = adversary.generator_term(made.output, likeness, last_layer)
                 loss = torch.stack(list(terms.values())).sum()
-                fabric.backward(loss * (len(values) / len(batch.values)))
+                fabric.backward(loss * share)
+            if adversary is not None and adversary.discriminates:
+                with fabric.autocast():
+                    judged = adversary.discriminator_loss(values, made.output)
+                fabric.backward(torch.stack(list(judged.values())).sum() * share)
+                terms |= judged  # they stand in the log, and are no part of the tokenizer's loss
             window.add(loss, terms, made.indices, batch)
         if training.clip:
             # What is not finite is told below, in a sentence.
             fabric.clip_gradients(model, fabric_optimizer, max_norm=training.clip, error_if_nonfinite=False)
         fabric_optimizer.step()
         fabric_optimizer.zero_grad()
+        if adversary is not None:
+            adversary.step()
         rates.step()
         _follow(average, tokenizer)
         past = len(scheduler.history)
@@ -254,7 +275,8 @@ def fit(
             window = _Window()
         looks = watches and (step % training.probe_every == 0 or last)
         saves = step % training.checkpoint_every == 0 or last
-        if (looks or saves) and not all(parameter.isfinite().all() for parameter in tokenizer.parameters()):
+        learnt = [*tokenizer.parameters(), *(adversary.parameters() if adversary is not None else ())]
+        if (looks or saves) and not all(parameter.isfinite().all() for parameter in learnt):
             raise _divergence(f"a weight is not finite after step {step}")
         if looks and held_out is not None:
             looked_at = _first_batches(held_out, training.probe_items, training.batch_size)

@@ -1,13 +1,18 @@
-"""What a tokenizer is trained to make small: a sum of terms with names and weights."""
+"""What a tokenizer is trained to make small: a sum of terms with names and weights.
+
+What it has to convince besides, if anything, is the adversary's affair.
+"""
 
 from typing import Annotated, final
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from provq.errors import UsageError
+from provq.networks.perceptual import PerceptualDistance
 from provq.spec import checked
 from provq.tokenizer import Reconstruction
 
@@ -22,18 +27,39 @@ class Objective:
         l2: Weight of the mean squared error.
         l1: Weight of the mean absolute error.
         quantizer: Weight of the quantizer's own loss.
+        perceptual: "none", or the file of a VGG-16 by whose features LPIPS measures pictures.
+        perceptual_weight: Weight of that distance.
 
     Raises:
         UsageError: A weight is negative, or both l2 and l1 are 0.
     """
 
     @checked
-    def __init__(self, l2: Weight = 1.0, l1: Weight = 0.0, quantizer: Weight = 1.0) -> None:
+    def __init__(
+        self,
+        l2: Weight = 1.0,
+        l1: Weight = 0.0,
+        quantizer: Weight = 1.0,
+        perceptual: str = "none",
+        perceptual_weight: Weight = 1.0,
+    ) -> None:
         if not (l2 or l1):
             raise UsageError("Objective: l2 or l1 must be above 0, or nothing asks for a likeness")
         self.l2 = l2
         self.l1 = l1
         self.quantizer = quantizer
+        self.perceptual = perceptual
+        self.perceptual_weight = perceptual_weight
+        self._distance: PerceptualDistance | None = None
+
+    def load(self, device: torch.device) -> None:
+        """Read the weights of the perceptual network, where there is to be one.
+
+        Raises:
+            UserError: The file is not there, or holds something else.
+        """
+        if self.perceptual != "none":
+            self._distance = PerceptualDistance(self.perceptual).to(device)
 
     def __call__(self, made: Reconstruction, items: Float[Tensor, "b ..."]) -> dict[str, Float[Tensor, ""]]:
         """The terms by name, weighted; their sum is the loss."""
@@ -42,6 +68,8 @@ class Objective:
             terms["l2"] = self.l2 * mse_loss(made.output, items)
         if self.l1:
             terms["l1"] = self.l1 * l1_loss(made.output, items)
+        if self._distance is not None:
+            terms["perceptual"] = self.perceptual_weight * self._distance(made.output, items)
         if self.quantizer:
             terms["quantizer"] = self.quantizer * made.loss
         return terms
