@@ -71,6 +71,40 @@ def test_half_of_the_training_views_are_mirrored_where_asked(maps):
     assert not any(place(training(maps).item(0, epoch))[2] for epoch in range(50))
 
 
+def test_squares_cover_from_the_smallest_crop_to_the_whole_shorter_side(tmp_path):
+    coordinates(250, 200).save(tmp_path / "map.png")
+    source = FolderSource(tmp_path)
+    views = TrainingViews(source, size=20, resize="shorter", flip=False, seed=0, smallest_crop=0.5)
+    covered = []
+    for epoch in range(300):
+        rows = np.asarray(to_image(views.item(0, epoch).values)).astype(int)[:, 10, 1]
+        # From the middle of the first pixel to that of the last lie 19 of 20 parts.
+        covered.append((rows[-1] - rows[0]) * 20 / 19 / 200)
+    assert 0.47 < min(covered) < 0.53
+    assert 0.95 < max(covered) < 1.03
+    assert abs(np.mean(covered) - np.mean(20 / np.arange(20, 41))) < 0.02
+    whole = TrainingViews(source, size=20, resize="shorter", flip=False, seed=0)
+    assert np.ptp(np.asarray(to_image(whole.item(0, 0).values))[:, 10, 1].astype(int)) > 185
+
+
+def test_the_protocol_of_imagenet_halves_by_boxes_and_then_scales_up_or_down(tmp_path):
+    chance = np.random.default_rng(0)
+    for name, height, width in (("large.png", 70, 100), ("small.png", 11, 9)):
+        Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / name)
+    views = CentralViews(FolderSource(tmp_path), size=16, resize="adm")
+    large, small = (to_image(views.item(index, 0).values) for index in (0, 1))
+    pixels = np.asarray(Image.open(tmp_path / "large.png")).astype(float)
+    for _ in range(2):  # 70 and 35 rows are at least twice 16, 17 are not
+        rows, columns = pixels.shape[0] // 2, pixels.shape[1] // 2
+        picture = Image.fromarray(pixels.round().astype(np.uint8))
+        pixels = np.asarray(picture.resize((columns, rows), Image.Resampling.BOX)).astype(float)
+    assert pixels.shape == (17, 25, 3)
+    expected = Image.fromarray(pixels.astype(np.uint8)).resize((24, 16), Image.Resampling.BICUBIC)
+    assert (np.asarray(large) == np.asarray(expected)[:, 4:20]).all()
+    expected = Image.open(tmp_path / "small.png").resize((16, 20), Image.Resampling.BICUBIC)
+    assert (np.asarray(small) == np.asarray(expected)[2:18]).all()
+
+
 def test_chance_depends_on_seed_epoch_and_index_alone(maps):
     first, second = training(maps, seed=3, flip=True), training(maps, seed=3, flip=True)
     visits = [(index, epoch) for index in range(3) for epoch in range(20)]

@@ -1,6 +1,6 @@
 """Pictures as a modality: the recipe's table `data` with `kind: image`."""
 
-from typing import Annotated, Literal, final
+from typing import Annotated, final
 
 import torch
 from jaxtyping import Float
@@ -8,11 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from provq.data import Items
+from provq.errors import UsageError
 from provq.evaluation.evaluate import Measure
 from provq.modalities.base import Modality
 from provq.modalities.image.quality import PictureQuality
 from provq.modalities.image.sources import open_source
-from provq.modalities.image.views import CentralViews, TrainingViews
+from provq.modalities.image.views import CentralViews, Resize, TrainingViews
 from provq.spec import checked
 
 
@@ -25,9 +26,10 @@ class Images(Modality):
             Hugging Face hub, see `hub.open_hub`), `embedded:photographs` or `embedded:digits`.
         val: Where held-out pictures lie; left out, embedded data hold out a part of their own and other data nothing.
         size: The side of the squares, in pixels.
-        resize: "shorter" scales a picture down until its shorter side has `size` pixels before it is cut;
-            "none" cuts at its own resolution.
+        resize: "shorter" scales a picture down until its shorter side has `size` pixels before it is cut; "adm" scales
+            it up or down as the published tables of ImageNet do; "none" cuts at its own resolution.
         flip: Whether training mirrors every other picture by chance.
+        smallest_crop: The least share of a picture's shorter side that a training square covers, in (0, 1].
 
     Raises:
         UsageError: An argument is out of bounds.
@@ -39,19 +41,30 @@ class Images(Modality):
         train: str = "embedded:photographs",
         val: str | None = None,
         size: Annotated[int, Field(ge=1)] = 64,
-        resize: Literal["shorter", "none"] = "shorter",
+        resize: Resize = "shorter",
         flip: bool = True,
+        smallest_crop: Annotated[float, Field(gt=0, le=1)] = 1.0,
     ) -> None:
+        if resize == "none" and smallest_crop < 1:
+            raise UsageError("Images: with resize='none' squares have one size, so smallest_crop must be 1")
         self.train = train
         self.val = val
         self.size = size
         self.resize = resize
         self.flip = flip
+        self.smallest_crop = smallest_crop
 
     def training_items(self, seed: int) -> Items:
         """Random squares of the training pictures."""
         source = open_source(self.train, split="train", size=self.size)
-        return TrainingViews(source, size=self.size, resize=self.resize, flip=self.flip, seed=seed)
+        return TrainingViews(
+            source,
+            size=self.size,
+            resize=self.resize,
+            flip=self.flip,
+            seed=seed,
+            smallest_crop=self.smallest_crop,
+        )
 
     def held_out_items(self) -> Items | None:
         """Central squares of the held-out pictures."""

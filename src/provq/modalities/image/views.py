@@ -1,10 +1,11 @@
 """What training and evaluation see of each picture: a square cut from it, as a tensor.
 
-    ImageSource --read--> picture --_shortened--> smaller picture --_square--> square --to_tensor--> Item
+    ImageSource --read--> picture --_scaled--> scaled picture --_square--> square --to_tensor--> Item
 
 An unreadable picture is passed over; one that is too small is an error, for it is the size that is wrong.
 """
 
+from math import ceil
 from random import Random
 from typing import Literal, final
 
@@ -15,28 +16,32 @@ from provq.errors import UserError
 from provq.modalities.image.pixels import UnreadableImage, to_tensor
 from provq.modalities.image.sources import ImageSource
 
-Resize = Literal["shorter", "none"]
+Resize = Literal["shorter", "adm", "none"]
 
 
 @final
 class TrainingViews(Items):
     """A square from a random place in each picture, perhaps mirrored; another one in every epoch."""
 
-    def __init__(self, source: ImageSource, *, size: int, resize: Resize, flip: bool, seed: int) -> None:
+    def __init__(
+        self, source: ImageSource, *, size: int, resize: Resize, flip: bool, seed: int, smallest_crop: float = 1.0
+    ) -> None:
         """Choose how squares are cut.
 
         Args:
             source: Where the pictures lie.
             size: The side of the squares.
-            resize: "shorter" first scales a picture down until its shorter side is as long as the square's;
-                "none" cuts at the picture's own resolution.
+            resize: "shorter" first scales a picture down until its shorter side is as long as the square's; "adm"
+                scales it up or down, as the protocol of ImageNet has it; "none" cuts at the picture's own resolution.
             flip: Whether every other square, by chance, is mirrored left to right.
             seed: Fixes the chance, together with the epoch and the index.
+            smallest_crop: The least share of the shorter side that a square covers; how much it does is chance.
         """
         self.source = source
         self.size = size
         self.resize = resize
         self.flip = flip
+        self.smallest_crop = smallest_crop
         self.seed = seed
 
     def __len__(self) -> int:
@@ -48,10 +53,13 @@ class TrainingViews(Items):
         Raises:
             UserError: The picture is smaller than the square.
         """
-        picture = _picture(self.source, index, self.size, self.resize)
+        chance = Random(mixed_seed(self.seed, epoch, index))
+        shorter = (
+            self.size if self.smallest_crop == 1 else chance.randint(self.size, ceil(self.size / self.smallest_crop))
+        )
+        picture = _picture(self.source, index, self.size, self.resize, shorter)
         if isinstance(picture, Skipped):
             return picture
-        chance = Random(mixed_seed(self.seed, epoch, index))
         left = chance.randint(0, picture.width - self.size)
         top = chance.randint(0, picture.height - self.size)
         square = _square(picture, left, top, self.size)
@@ -79,7 +87,7 @@ class CentralViews(Items):
         Raises:
             UserError: The picture is smaller than the square.
         """
-        picture = _picture(self.source, index, self.size, self.resize)
+        picture = _picture(self.source, index, self.size, self.resize, self.size)
         if isinstance(picture, Skipped):
             return picture
         left = (picture.width - self.size) // 2
@@ -88,28 +96,40 @@ class CentralViews(Items):
         return Item(to_tensor(square), self.source.label(index), self.source.key(index))
 
 
-def _picture(source: ImageSource, index: int, size: int, resize: Resize) -> Image.Image | Skipped:
-    """The picture that a square is cut from, or why it cannot be read."""
+def _picture(source: ImageSource, index: int, size: int, resize: Resize, shorter: int) -> Image.Image | Skipped:
+    """The picture that a square is cut from, scaled to a shorter side, or why it cannot be read."""
     try:
         picture = source.read(index)
     except UnreadableImage as error:
         return Skipped(source.key(index), error.reason)
-    shorter = min(picture.size)
-    if shorter < size:
+    found = min(picture.size)
+    if found < size and resize != "adm":
         raise UserError(
             f"data: the picture {source.key(index)!r} has {picture.width} x {picture.height} pixels, "
-            f"too few for a square of {size} x {size}; set data.size={shorter} or less, or remove the picture"
+            f"too few for a square of {size} x {size}; set data.size={found} or less, data.resize=adm, which scales "
+            "small pictures up, or remove the picture"
         )
-    return _shortened(picture, size) if resize == "shorter" else picture
-
-
-def _shortened(picture: Image.Image, size: int) -> Image.Image:
-    """The picture scaled down until its shorter side is `size`."""
-    shorter = min(picture.size)
-    if shorter == size:
+    if resize == "none":
         return picture
-    width, height = (max(size, round(side * size / shorter)) for side in picture.size)
+    return _as_adm(picture, shorter) if resize == "adm" else _shortened(picture, min(shorter, found))
+
+
+def _shortened(picture: Image.Image, shorter: int) -> Image.Image:
+    """The picture scaled down until its shorter side has so many pixels."""
+    found = min(picture.size)
+    if found == shorter:
+        return picture
+    width, height = (max(shorter, round(side * shorter / found)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _as_adm(picture: Image.Image, shorter: int) -> Image.Image:
+    """The picture scaled as in the reference sets of ImageNet (ADM, arXiv 2105.05233): boxes, then bicubic."""
+    while min(picture.size) >= 2 * shorter:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = shorter / min(picture.size)
+    width, height = (max(shorter, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _square(picture: Image.Image, left: int, top: int, size: int) -> Image.Image:
