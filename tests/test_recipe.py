@@ -9,6 +9,7 @@ import yaml
 from provq import modalities, recipe
 from provq.curriculum import Cosine, Linear
 from provq.errors import UsageError, UserError
+from provq.evaluation.cost import cost, parameters
 from provq.quantizers import Continuous, FiniteScalarQuantizer, VectorQuantizer
 from provq.spec import build
 from provq.training.adversary import Adversary
@@ -247,6 +248,8 @@ def test_shipped_recipes_and_arms_are_listed_apart():
 @pytest.mark.parametrize("name", recipe.shipped())
 def test_every_shipped_recipe_builds_its_parts_and_so_does_each_arm_laid_over_it(name):
     base = recipe.load(name)
+    if base.tables["encoder"]["kind"] == "vqgan":  # which takes seconds to fill with weights at its own width
+        base = base.with_changes({"encoder": {"width": 8}, "decoder": {"width": 8}})
     for arm in [None, *recipe.shipped("arms")]:
         laid = base if arm is None else base.with_changes(recipe.load_changes(arm))
         parts = recipe.build_parts(laid)
@@ -255,6 +258,22 @@ def test_every_shipped_recipe_builds_its_parts_and_so_does_each_arm_laid_over_it
         assert parts.schedule(1.0) == (0.0 if arm == "continuous" else 1.0)
         size = laid.tables["data"]["size"]
         assert size % parts.tokenizer.encoder.reduction == 0, "the pictures do not divide into latents"
+
+
+def test_the_recipe_for_imagenet_is_of_the_published_size():
+    parts = recipe.build_parts(recipe.load("image/imagenet1k-vq16"))
+    weights, of_item = parameters(parts.tokenizer), cost(parts.tokenizer, parts.modality.blank_item())
+    assert weights["encoder"] + weights["decoder"] + 16384 * 8 == 71_883_403  # 71.9 M, as LlamaGen's
+    assert (of_item.tokens, of_item.bits) == (256, 256 * 14)
+    header = recipe.text_of("image/imagenet1k-vq16").partition("extends:")[0]
+    assert f"{sum(of_item.flops.values()) / 1e9:.0f} GFLOPs" in header
+    assert parts.adversary is not None and parts.adversary.start == 0.6 and parts.schedule(0.6) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.shipped() if name.startswith("image/")])
+def test_a_recipe_opens_with_the_command_that_runs_it(name):
+    lines = recipe.text_of(name).splitlines()
+    assert lines[0].startswith("# ") and lines[1].startswith(f"#   provq train {name} ")
 
 
 def test_parts_are_what_the_tables_say():
