@@ -10,6 +10,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/architecture.md",
+    "docs/choosing.md",
     "docs/diagnostics.md",
     "docs/method.md",
     "docs/quantizers.md",

@@ -101,6 +101,11 @@ def test_evaluate_gives_every_key(run):
     json.dumps(numbers)
 
 
+def test_the_weights_of_the_feature_network_are_asked_for_before_anything_is_measured(run, tmp_path):
+    with pytest.raises(UserError, match="weights of FID's network are not at .*missing.pth"):
+        provq.evaluate(run, inception=tmp_path / "missing.pth")
+
+
 def test_evaluate_does_not_depend_on_the_batch(run):
     one, other = provq.evaluate(run, batch_size=7), provq.evaluate(run, batch_size=100, workers=1)
     assert one == pytest.approx(other, rel=1e-4, nan_ok=True)

@@ -13,6 +13,9 @@ def evaluate(
         str | None,
         typer.Argument(metavar="[DATA]", help="A folder, tars or embedded:NAME; left out, what training held out."),
     ] = None,
+    inception: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of FID's Inception-v3, for the Fréchet distance.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items at a time; changes no number.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Reading processes.")] = 0,
     json: Json = None,
@@ -22,11 +25,14 @@ def evaluate(
     from rich.table import Table
 
     from provq.commands.evaluate import evaluate as run
+    from provq.commands.evaluate import modality_of
+    from provq.tokenizer import opened
 
-    numbers = run(checkpoint, data, batch_size=batch_size, workers=workers)
+    tokenizer = opened(checkpoint)
+    numbers = run(tokenizer, data, inception=inception, batch_size=batch_size, workers=workers)
     table = Table("measure", "value", box=None)
     for name, value in numbers.items():
         table.add_row(name, f"{value:,.4f}".rstrip("0").rstrip("."))
     if str(json) != "-":
-        Console().print(table)
+        Console().print(table, f"\n{modality_of(tokenizer).protocol}")
     write_json(numbers, json)

@@ -13,19 +13,28 @@ from provq.training.log import counted, show_skipped
 
 
 def evaluate(
-    tokenizer: Tokenizer | str | Path, data: str | None = None, *, batch_size: int = 64, workers: int = 0
+    tokenizer: Tokenizer | str | Path,
+    data: str | None = None,
+    *,
+    inception: str | Path | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
 ) -> dict[str, float]:
     """Measure a tokenizer with hard codes.
 
     Args:
         tokenizer: The tokenizer, a saved one, or the folder of a run.
         data: What to measure on, in the words of `data.val`; left out, what the tokenizer's own recipe holds out.
+        inception: The file of FID's Inception-v3; with it reconstructions are compared with the very items they were
+            made from, through the identical crop, by the Fréchet distance of its features.
         batch_size: Items at a time; it changes no number.
         workers: Reading processes.
 
     Returns:
         `count`, `psnr` (dB), `ssim`, `continuity_gap`, and the numbers of the codebook (`usage`, `perplexity`,
-        `relative_error`, `effective_dim`, ...: docs/diagnostics.md lists all); NaN where one is not defined.
+        `relative_error`, `effective_dim`, ...: docs/diagnostics.md lists all); NaN where one is not defined. With
+        `inception` also `rfid`, which is called so with the published weights and 50,000 pictures only; else its name
+        says how many there were, and which network: `rfid@2500[inception-6726825d]`.
 
     Raises:
         UserError: The tokenizer or the data cannot be read.
@@ -35,9 +44,10 @@ def evaluate(
     items = modality.held_out_items() if data is None else modality.items_of(data)
     if items is None:
         raise UserError("this tokenizer's recipe holds nothing out (data.val is missing); say what to evaluate on")
+    measures = modality.measures(inception)
     skipped: dict[str, str] = {}
     batches = evaluation_batches(items, batch_size=batch_size, workers=workers)
-    numbers = evaluate_batches(tokenizer, counted(batches, len(items), skipped), modality.measures())
+    numbers = evaluate_batches(tokenizer, counted(batches, len(items), skipped), measures)
     show_skipped(skipped)
     if not numbers["count"]:
         raise UserError(f"none of the {len(items)} items can be read; the first: {next(iter(skipped.items()))}")

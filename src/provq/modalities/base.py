@@ -1,6 +1,7 @@
 """What a modality brings: where its items come from, and how outputs are measured against them."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
@@ -29,5 +30,17 @@ class Modality(ABC):
         """A batch of one item of the shape that all items have, or may have."""
 
     @abstractmethod
-    def measures(self) -> list[Measure]:
-        """Fresh measures of quality."""
+    def measures(self, inception: str | Path | None = None) -> list[Measure]:
+        """Fresh measures of quality.
+
+        Args:
+            inception: The file of the network by whose features distributions are compared, if they are to be.
+
+        Raises:
+            UserError: It is not there, or this kind of data has no use for it.
+        """
+
+    @property
+    @abstractmethod
+    def protocol(self) -> str:
+        """How held-out items are prepared and measured, in words."""

@@ -1,5 +1,6 @@
 """Pictures as a modality: the recipe's table `data` with `kind: image`."""
 
+from pathlib import Path
 from typing import Annotated, final
 
 import torch
@@ -11,9 +12,11 @@ from provq.data import Items
 from provq.errors import UsageError
 from provq.evaluation.evaluate import Measure
 from provq.modalities.base import Modality
+from provq.modalities.image.fidelity import ReconstructionFrechet
 from provq.modalities.image.quality import PictureQuality
 from provq.modalities.image.sources import open_source
 from provq.modalities.image.views import CentralViews, Resize, TrainingViews
+from provq.networks.inception import FidInception
 from provq.spec import checked
 
 
@@ -80,6 +83,25 @@ class Images(Modality):
         """A grey square."""
         return torch.zeros(1, 3, self.size, self.size)
 
-    def measures(self) -> list[Measure]:
-        """PSNR and SSIM."""
-        return [PictureQuality()]
+    def measures(self, inception: str | Path | None = None) -> list[Measure]:
+        """PSNR and SSIM; with the weights of Inception-v3 also the Fréchet distance to the originals.
+
+        Raises:
+            UserError: The weights are not there, or are something else.
+        """
+        if inception is None:
+            return [PictureQuality()]
+        return [PictureQuality(), ReconstructionFrechet(FidInception(inception))]
+
+    @property
+    def protocol(self) -> str:
+        """The crop, the filters that scale, and the range of values."""
+        scaled = {
+            "shorter": f"shorter side scaled down to {self.size} pixels (Lanczos)",
+            "adm": f"shorter side scaled to {self.size} pixels (halved by boxes, then bicubic, as ADM does)",
+            "none": "not scaled",
+        }[self.resize]
+        return (
+            f"pictures {scaled}, central square of {self.size} pixels; hard codes; PSNR and SSIM (Gaussian window of "
+            "11, data range 1) per picture, then the mean"
+        )
