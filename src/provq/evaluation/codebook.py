@@ -5,6 +5,7 @@ Usage alone never suffices: a revived codebook can be used in full and still lie
 
 import math
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -37,6 +38,7 @@ _SAMPLE = 4096  # latents that stand for all where each is compared with others
 _MOST_CODES = 1 << 16  # of a codebook that is looked at code by code
 
 
+@final
 class CodebookStatistics:
     """Gathers latents and codes over batches, and sums them up as numbers.
 
@@ -48,8 +50,8 @@ class CodebookStatistics:
     def __init__(self, dim: int, codebook_sizes: tuple[int, ...]) -> None:
         self.codebook_sizes = codebook_sizes
         self.counts = [torch.zeros(size, dtype=torch.float64) for size in codebook_sizes]
-        self.latents = _Moments(dim)
-        self.codes = _Moments(dim)
+        self.latents = RunningMoments(dim)
+        self.codes = RunningMoments(dim)
         self.squared_error = 0.0
         self.items = 0
         self.positions = 0
@@ -200,13 +202,18 @@ def _codes_at(quantizer: Quantizer, place: int) -> Codebook | None:
 
 
 def _covariance(vectors: Float[Tensor, "n dim"]) -> Float[Tensor, "dim dim"]:
-    moments = _Moments(vectors.shape[1])
+    moments = RunningMoments(vectors.shape[1])
     moments.update(vectors)
     return moments.covariance()
 
 
-class _Moments:
-    """Mean and covariance of vectors that come in batches, in float64."""
+@final
+class RunningMoments:
+    """Mean and covariance of vectors that come in batches, in float64.
+
+    Args:
+        dim: Length of the vectors.
+    """
 
     def __init__(self, dim: int) -> None:
         self.number = 0
@@ -215,6 +222,7 @@ class _Moments:
         self.products = torch.zeros(dim, dim, dtype=torch.float64)
 
     def update(self, vectors: Float[Tensor, "n dim"]) -> None:
+        """Add a batch."""
         if self.origin is None and len(vectors):
             self.origin = vectors[0].double()
         exact = vectors.double() - (0 if self.origin is None else self.origin)
@@ -223,8 +231,10 @@ class _Moments:
         self.products += exact.T @ exact
 
     def mean(self) -> Float[Tensor, " dim"]:
+        """The mean so far; zeros before the first vector."""
         return self.total / max(1, self.number) + (0 if self.origin is None else self.origin)
 
     def covariance(self) -> Float[Tensor, "dim dim"]:
+        """The covariance so far, of a population (n below); zeros before the first vector."""
         mean = self.total / max(1, self.number)
         return self.products / max(1, self.number) - torch.outer(mean, mean)

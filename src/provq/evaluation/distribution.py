@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from provq.evaluation.codebook import _Moments
+from provq.evaluation.codebook import RunningMoments
 
 _ROWS = 1024  # of a kernel's table that are held at a time
 
@@ -28,7 +28,7 @@ class Moments:
     """
 
     def __init__(self, dim: int) -> None:
-        self._moments = _Moments(dim)
+        self._moments = RunningMoments(dim)
 
     @property
     def number(self) -> int:
