@@ -9,14 +9,15 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, linear, max_pool2d, relu
 
-from provq.errors import UsageError, UserError
+from provq.errors import UsageError
+from provq.networks.weights import WeightsFile
 
 FID_INCEPTION_ADDRESS = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -69,14 +70,22 @@ class FidInception(FeatureNetwork):
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
         path = Path(weights).expanduser()
-        state, self.sha256 = _read(path)
+        file = WeightsFile(
+            path,
+            owner="FID's network",
+            network="an Inception-v3",
+            published=f"the Inception-v3 of FID ({FID_INCEPTION_ADDRESS})",
+            missing=f"download {FID_INCEPTION_ADDRESS}",
+        )
+        with path.open("rb") as content:
+            self.sha256 = hashlib.file_digest(content, "sha256").hexdigest()
         self.name = "inception"
         self.dim = 2048
         self.is_fid = self.sha256 == FID_INCEPTION_SHA256
         # Without memory of their own: weights come from the file, and none are drawn from the caller's generator.
         with torch.device("meta"):
             self.layers = _layers()
-        self.layers.load_state_dict(_fitting(state, self.layers.state_dict(), path), assign=True)
+        self.layers.load_state_dict(_fitting(file, self.layers.state_dict()), assign=True)
         self.requires_grad_(False)
         self.eval()
 
@@ -257,34 +266,10 @@ def _scaled(values: Float[Tensor, "b 3 h w"], axis: int) -> Float[Tensor, "b 3 h
     return first + (second - first) * shares
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], str]:
-    """What the file holds by name, and the file's SHA-256."""
-    if not path.is_file():
-        raise UserError(f"the weights of FID's network are not at {str(path)!r}; download {FID_INCEPTION_ADDRESS}")
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several types for damaged files
-        raise UserError(f"{path}: cannot read the weights of FID's network: {error}") from error
-    if not isinstance(state, Mapping):
-        raise UserError(f"{path}: expected the weights of an Inception-v3 by name, found {type(state).__name__}")
-    return state, digest
-
-
-def _fitting(state: Mapping[str, Any], expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _fitting(file: WeightsFile, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of the file's tensors that the network has, in float32."""
-    fitting = {}
-    for key, tensor in expected.items():
-        if key.endswith("num_batches_tracked"):  # a count of training; files of old versions lack it
-            fitting[key] = torch.tensor(0)
-            continue
-        found = state.get(key)
-        if not isinstance(found, Tensor) or found.shape != tensor.shape:
-            what = tuple(found.shape) if isinstance(found, Tensor) else "nothing"
-            raise UserError(
-                f"{path}: {key!r}: expected shape {tuple(tensor.shape)}, found {what}; "
-                f"give the Inception-v3 of FID ({FID_INCEPTION_ADDRESS})"
-            )
-        fitting[key] = found.float()
-    return fitting
+    # How many batches were trained on; files of old versions lack it.
+    return {
+        name: torch.tensor(0) if name.endswith("num_batches_tracked") else file.tensor(name, tensor.shape).float()
+        for name, tensor in expected.items()
+    }

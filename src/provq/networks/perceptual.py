@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 
-from provq.errors import UserError
+from provq.networks.weights import WeightsFile
 
 VGG16_ADDRESS = "https://download.pytorch.org/models/vgg16-397923af.pth"
 # Channels of the convolutions between one halving of the picture and the next.
@@ -36,7 +36,16 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
-        state = _read(Path(weights).expanduser())
+        file = WeightsFile(
+            Path(weights).expanduser(),
+            owner="the perceptual network",
+            network="a VGG-16",
+            published=f"torchvision's VGG-16 ({VGG16_ADDRESS})",
+            missing=(
+                f"download {VGG16_ADDRESS} and name the file as objective.perceptual, or train without it: "
+                "objective.perceptual=none"
+            ),
+        )
         with as_file(files("torchmetrics.functional.image") / "lpips_models" / "vgg.pth") as heads:
             head_state = torch.load(heads, map_location="cpu", weights_only=True)
         self.stages = nn.ModuleList()
@@ -44,7 +53,7 @@ class PerceptualDistance(nn.Module):
         for number, widths in enumerate(_STAGES):
             stage = nn.Sequential()
             for width in widths:
-                stage.extend([_convolution(state, place, channels, width, weights), nn.ReLU()])
+                stage.extend([_convolution(file, place, channels, width), nn.ReLU()])
                 place, channels = place + 2, width
             self.stages.append(stage)
             place += 1  # torchvision counts the pooling between two stages too
@@ -68,32 +77,9 @@ class PerceptualDistance(nn.Module):
         return distance.mean()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(
-            f"the weights of the perceptual network are not at {str(path)!r}; download {VGG16_ADDRESS} and name the "
-            "file as objective.perceptual, or train without it: objective.perceptual=none"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several types for damaged files
-        raise UserError(f"{path}: cannot read the weights of the perceptual network: {error}") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: expected the weights of a VGG-16 by name, found {type(state).__name__}")
-    return state
-
-
-def _convolution(state: dict[str, Tensor], place: int, before: int, after: int, path: str | Path) -> nn.Conv2d:
+def _convolution(weights: WeightsFile, place: int, before: int, after: int) -> nn.Conv2d:
     layer = nn.Conv2d(before, after, 3, padding=1)
-    for name, parameter in layer.named_parameters():
-        key = f"features.{place}.{name}"
-        found = state.get(key)
-        if not isinstance(found, Tensor) or found.shape != parameter.shape:
-            what = tuple(found.shape) if isinstance(found, Tensor) else "nothing"
-            raise UserError(
-                f"{path}: {key!r}: expected shape {tuple(parameter.shape)}, found {what}; "
-                f"give torchvision's VGG-16 ({VGG16_ADDRESS})"
-            )
-        with torch.no_grad():
-            parameter.copy_(found)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(weights.tensor(f"features.{place}.{name}", parameter.shape))
     return layer

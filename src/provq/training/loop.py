@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast, final
 import torch
 from lightning_fabric import Fabric
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from provq.curriculum import HandOver, HardnessScheduler, Schedule, hand_over
@@ -200,7 +200,6 @@ def fit(
         parts["average"] = average
     if adversary is not None:
         parts["adversary"] = adversary.to(fabric.device)
-    last_layer = [parameter for parameter in tokenizer.decoder.parameters() if parameter.ndim > 1][-1]
 
     first = newest_step(out) or 0
     if first:
@@ -231,7 +230,9 @@ def fit(
                 if adversary is not None and adversary.is_seen:
                     likeness = torch.stack([term for name, term in terms.items() if name != "quantizer"]).sum()
                     with fabric.autocast():
-                        terms["generator"] = adversary.generator_term(made.output, likeness, last_layer)
+                        terms["generator"] = adversary.generator_term(
+                            made.output, likeness, _last_layer(tokenizer.decoder)
+                        )
                 loss = torch.stack(list(terms.values())).sum()
                 fabric.backward(loss * share)
             if adversary is not None and adversary.discriminates:
@@ -275,8 +276,7 @@ def fit(
             window = _Window()
         looks = watches and (step % training.probe_every == 0 or last)
         saves = step % training.checkpoint_every == 0 or last
-        learnt = [*tokenizer.parameters(), *(adversary.parameters() if adversary is not None else ())]
-        if (looks or saves) and not all(parameter.isfinite().all() for parameter in learnt):
+        if (looks or saves) and not (_is_finite(tokenizer) and (adversary is None or _is_finite(adversary))):
             raise _divergence(f"a weight is not finite after step {step}")
         if looks and held_out is not None:
             looked_at = _first_batches(held_out, training.probe_items, training.batch_size)
@@ -347,6 +347,15 @@ class _Window:
         if self.skipped:
             numbers["skipped"] = self.skipped
         return numbers
+
+
+def _last_layer(decoder: nn.Module) -> Tensor:
+    """The last weight of a decoder, on which the pulls of two losses are compared; offsets and scales are none."""
+    return [parameter for parameter in decoder.parameters() if parameter.ndim > 1][-1]
+
+
+def _is_finite(module: nn.Module) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
 
 
 def _divergence(what: str) -> DivergenceError:

@@ -62,13 +62,19 @@ class Objective:
             self._distance = PerceptualDistance(self.perceptual).to(device)
 
     def __call__(self, made: Reconstruction, items: Float[Tensor, "b ..."]) -> dict[str, Float[Tensor, ""]]:
-        """The terms by name, weighted; their sum is the loss."""
+        """The terms by name, weighted; their sum is the loss.
+
+        Raises:
+            UsageError: There is to be a perceptual network, and `load` was not called.
+        """
         terms = {}
         if self.l2:
             terms["l2"] = self.l2 * mse_loss(made.output, items)
         if self.l1:
             terms["l1"] = self.l1 * l1_loss(made.output, items)
-        if self._distance is not None:
+        if self.perceptual != "none":
+            if self._distance is None:
+                raise UsageError("Objective: with a perceptual network call load() before the first batch")
             terms["perceptual"] = self.perceptual_weight * self._distance(made.output, items)
         if self.quantizer:
             terms["quantizer"] = self.quantizer * made.loss
