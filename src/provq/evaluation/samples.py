@@ -5,7 +5,6 @@ their features, which may be those of more pictures than the file shows. Nothing
 """
 
 import math
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from provq.errors import UsageError, UserError
 from provq.evaluation.distribution import Gaussian
+from provq.files import appearing
 
 _LARGEST_SIDE = 4096
 _LARGEST_DIM = 8192
@@ -45,7 +45,7 @@ def write_samples(path: str | Path, batches: Iterable[UInt8[Tensor, "_ 3 h w"]],
     """
     written, size = 0, None
     with (
-        _appearing(Path(path)) as unfinished,
+        appearing(Path(path)) as unfinished,
         zipfile.ZipFile(unfinished, "w") as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as file,
     ):
@@ -95,7 +95,7 @@ def write_statistics(path: str | Path, statistics: Gaussian) -> None:
         statistics: What to write, in float64.
     """
     mean, covariance = (tensor.detach().double().cpu().numpy() for tensor in statistics)
-    with _appearing(Path(path)) as unfinished, unfinished.open("wb") as file:
+    with appearing(Path(path)) as unfinished, unfinished.open("wb") as file:
         np.savez(file, mu=mean, sigma=covariance)
 
 
@@ -119,18 +119,6 @@ def read_statistics(path: str | Path) -> Gaussian:
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise UserError(f"{path}: mu or sigma holds numbers that are not finite")
     return Gaussian(mean, covariance)
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """Where to write what takes its place in one move, if nothing goes wrong; too large to be held as bytes first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
