@@ -130,6 +130,9 @@ def _adversary(table: object, modality: "Modality", schedule: "Schedule", traini
             f"{where}: by default the discriminator begins when hardness is 1, which is too late for the tokenizer to "
             f"see it; end the anneal earlier (training.curriculum.end), or set {where}.start"
         )
+    if training.precision == "16-mixed":
+        # Its own optimizer knows nothing of the scale of the loss.
+        raise UsageError(f"{where}: needs training.precision: bf16-mixed or 32-true, got 16-mixed")
     if adversary.adaptive and training.precision != "32-true":
         raise UsageError(f"{where}.adaptive: needs training.precision: 32-true, got {training.precision}")
     return adversary

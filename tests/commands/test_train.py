@@ -1,14 +1,23 @@
 import json
 import math
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from PIL import Image
+from torch.amp import GradScaler
 
+from provq.commands.evaluate import evaluate
 from provq.commands.train import train
 from provq.errors import UsageError, UserError
 from provq.recipe import load
 from provq.tokenizer import Tokenizer
+from provq.training.checkpoint import load_state
 
 
 def log_of(run):
@@ -90,6 +99,73 @@ def test_mixed_precision_trains_and_evaluates_in_full_precision(recipe, tmp_path
     tokenizer = train(changed(recipe, steps=4, precision="bf16-mixed"), out=tmp_path / "mixed")
     assert all(value.dtype == torch.float32 for value in tokenizer.state_dict().values() if value.is_floating_point())
     assert log_of(tmp_path / "mixed")[-1]["loss_hard"] < 10
+
+
+def test_half_precision_scales_the_loss_and_goes_on_with_the_scale(recipe, tmp_path, monkeypatch):
+    def fabric(training):
+        # Without a GPU the scaler and autocast of a processor stand in; Fabric itself offers neither.
+        # The scale rises at each step: a run that forgot it would have other gradients.
+        scaler = GradScaler("cpu", init_scale=0.01, growth_interval=1)
+        return Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+    monkeypatch.setattr("provq.commands.train._fabric", fabric)
+    halves = changed(recipe, steps=6, precision="16-mixed", checkpoint_every=3, keep_checkpoints=2, hand_overs=1)
+    whole = train(halves, out=tmp_path / "run")
+    scales = [load_state(tmp_path / "run", step)["scaler"]["scale"] for step in (3, 6)]
+    assert scales == pytest.approx([0.08, 0.64])
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
+    assert train(halves, out=tmp_path / "run", resume="auto").fingerprint == whole.fingerprint
+
+
+def test_half_precision_needs_a_gpu(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match="16-mixed needs a GPU; bf16-mixed"):
+        train(changed(recipe, precision="16-mixed"), out=tmp_path / "run")
+
+
+@pytest.mark.slow  # a minute or two of compiling
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler of C++")
+def test_a_compiled_run_gives_the_losses_of_one_that_is_not(recipe, tmp_path):
+    few = changed(recipe, steps=6, log_every=1, hand_overs=1)
+    train(few, out=tmp_path / "eager")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(few))
+    # In a process of its own: the checks of shapes that tests switch on cannot be compiled.
+    command = [sys.executable, "-m", "provq", "train", str(path), "training.compile=true"]
+    subprocess.run([*command, "--out", str(tmp_path / "compiled")], check=True, capture_output=True)
+    losses = [
+        [record["loss"] for record in log_of(tmp_path / name) if record["event"] == "train"]
+        for name in ("eager", "compiled")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+HELD = {"learning_rate": 1e-12, "steps": 1, "curriculum": {"kind": "constant", "value": 1.0}}
+
+
+def test_a_run_can_start_from_the_weights_of_another(run, recipe, tmp_path):
+    first = Tokenizer.from_pretrained(run)
+    # A step that moves next to nothing, so that what it started from is what it ends with.
+    second = train(changed(recipe, **HELD, start_from=str(run)), out=tmp_path / "second")
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, atol=1e-6, rtol=0)
+
+
+def test_a_codebook_of_another_size_is_founded_on_the_latents_of_the_given_networks(run, recipe, tmp_path):
+    larger = {**recipe, "quantizer": {**recipe["quantizer"], "codebook_size": 64}}
+    second = train(changed(larger, **HELD, start_from=str(run)), out=tmp_path / "second")
+    first = Tokenizer.from_pretrained(run)
+    for name, value in first.encoder.state_dict().items():
+        torch.testing.assert_close(second.encoder.state_dict()[name], value, atol=1e-6, rtol=0)
+    data = "embedded:digits"
+    errors = [evaluate(tokenizer, data)["relative_error"] for tokenizer in (first, second)]
+    assert second.codebook_sizes == (64,) and errors[1] < errors[0]
+
+
+def test_networks_of_another_form_cannot_be_started_from(run, recipe, tmp_path):
+    wider = {**recipe, "decoder": {**recipe["decoder"], "width": 24}}
+    with pytest.raises(UsageError, match=r"training.start_from: its decoder is another one: .* is \(16.* and \(24"):
+        train(changed(wider, start_from=str(run)), out=tmp_path / "run")
 
 
 def test_a_finished_run_is_not_overwritten(run, recipe):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning_fabric import Fabric
 
 from provq.errors import UsageError
@@ -14,6 +15,7 @@ from provq.tokenizer import Tokenizer
 from provq.training.checkpoint import newest_step
 from provq.training.log import Log, read_log, show_skipped, shown
 from provq.training.loop import Training, fit
+from provq.training.start import take_over
 
 # What may differ between a run and its continuation: none of these changes a number.
 _FREE = frozenset({"workers", "log_every", "checkpoint_every", "keep_checkpoints"})
@@ -47,6 +49,8 @@ def train(
     training = parts.training
     fabric = _fabric(training)
     first_step = newest_step(out) or 0
+    if training.start_from != "none" and not first_step:
+        take_over(parts.tokenizer, Tokenizer.from_pretrained(training.start_from))
     if fabric.is_global_zero:
         _claim(out, recipe, resume, first_step)
     fabric.barrier()
@@ -79,11 +83,17 @@ def train(
 
 
 def _fabric(training: Training) -> Fabric:
-    """Devices and precision; started by torchrun, the processes that it started."""
+    """Devices and precision; started by torchrun, the processes that it started.
+
+    Raises:
+        UsageError: The devices do not have this precision.
+    """
     devices, nodes = training.devices, 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
+    if training.precision == "16-mixed" and not torch.cuda.is_available():
+        raise UsageError("training.precision: 16-mixed needs a GPU; bf16-mixed also works without one")
     fabric = Fabric(devices=devices, num_nodes=nodes, precision=training.precision)
     fabric.launch()
     return fabric

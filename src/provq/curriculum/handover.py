@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from provq.ops.collectives import sum_over_ranks
+from provq.ops.collectives import rows_on_first_rank, sum_over_ranks
 from provq.ops.modes import evaluating
 from provq.quantizers.base import Quantizer, outermost
 
@@ -33,7 +33,8 @@ def hand_over(model: nn.Module, run: Callable[[], object], optimizers: tuple[Opt
 
     Args:
         model: The model; it is run in evaluation mode, without gradients, and left in the mode it was in.
-        run: Passes data of this rank through the model; its quantizers see the latents. All ranks call together.
+        run: Passes data of this rank through the model; its quantizers see the latents. All ranks call together. What
+            several ranks pass at once counts as one batch, so that the order is that of one process with all data.
         optimizers: Those whose moments for the quantizers' parameters are dropped.
 
     Raises:
@@ -47,7 +48,7 @@ def hand_over(model: nn.Module, run: Callable[[], object], optimizers: tuple[Opt
         run()
     records = []
     for name, quantizer in quantizers.items():
-        latents = torch.cat(seen[name]) if seen[name] else quantizer.hardness.new_zeros(0, quantizer.code_dim)
+        latents = rows_on_first_rank(seen[name] or [quantizer.hardness.new_zeros(0, quantizer.code_dim)])
         before = relative_error(quantizer, latents)
         quantizer.found(latents)
         after = relative_error(quantizer, latents)

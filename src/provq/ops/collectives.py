@@ -3,6 +3,9 @@
 Whether a process group exists is asked at every call: a module may be built before the group is.
 """
 
+import json
+from collections.abc import Mapping, Sequence
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, distributed
@@ -56,6 +59,29 @@ def rows_of_all_ranks(rows: Float[Tensor, "n dim"]) -> Float[Tensor, "total dim"
     gathered = [torch.empty_like(padded) for _ in sizes]
     distributed.all_gather(gathered, padded)
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def rows_on_first_rank(batches: Sequence[Float[Tensor, "_ dim"]]) -> Float[Tensor, "total dim"]:
+    """On rank 0 the rows of the first batch of rank 0, 1, and so on, then those of the second; on others none.
+
+    So rows lie as they would in one process whose batches the ranks share. Each rank brings a batch at least.
+    """
+    if ranks() == 1:
+        return torch.cat(list(batches))
+    most = torch.tensor(len(batches), device=batches[0].device)
+    distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
+    none = [batches[0][:0]] * (int(most) - len(batches))
+    everything = torch.cat([rows_of_all_ranks(batch) for batch in [*batches, *none]])
+    return everything if distributed.get_rank() == 0 else everything[:0]
+
+
+def words_of_all_ranks(words: Mapping[str, str], device: torch.device) -> dict[str, str]:
+    """The entries of rank 0, then those of rank 1, and so on; of one key the last stands. They travel on `device`."""
+    if ranks() == 1:
+        return dict(words)
+    text = torch.tensor(list(json.dumps(dict(words)).encode() + b"\n"), dtype=torch.uint8, device=device)
+    gathered = bytes(rows_of_all_ranks(text[:, None]).flatten().tolist())
+    return {key: word for line in gathered.splitlines() for key, word in json.loads(line).items()}
 
 
 def from_first_rank(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:

@@ -24,7 +24,7 @@ from provq.evaluation.codebook import codebooks_of
 from provq.evaluation.evaluate import observed, probe
 from provq.evaluation.watch import Watcher
 from provq.ops.blend import TokensHarden
-from provq.ops.collectives import ranks, sum_over_ranks
+from provq.ops.collectives import ranks, sum_over_ranks, words_of_all_ranks
 from provq.spec import checked
 from provq.tokenizer import Tokenizer
 from provq.training.adversary import Adversary
@@ -61,7 +61,11 @@ class Training:
             it leaves 0, last when it reaches 1.
         tokens_harden: How hardness is spread over the tokens of a batch: "together", "at_random" or "nearest_first".
         latents_per_code: How many fresh latents a codebook is founded on, times its number of codes.
-        precision: "32-true", or mixed precision of the networks; quantizers work in float32 under both.
+        start_from: A saved tokenizer or a run whose weights to start from; "none" draws them. A codebook is taken over
+            where it is of one kind and size, and founded like a new one elsewhere.
+        precision: "32-true", or mixed precision of the networks; quantizers work in float32 under all. "16-mixed"
+            scales the loss, and is for GPUs.
+        compile: Whether encoder, quantizer and decoder are compiled into one graph.
         devices: How many devices on this machine.
         workers: Reading processes a rank; 0 reads in the training process.
         seed: Fixes weights, order and augmentation.
@@ -94,7 +98,9 @@ class Training:
         hand_overs: Annotated[int, Field(ge=0)] = 5,
         tokens_harden: TokensHarden = "together",
         latents_per_code: Positive = 10,
-        precision: Literal["32-true", "bf16-mixed"] = "32-true",
+        start_from: str = "none",
+        precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+        compile: bool = False,
         devices: Positive = 1,
         workers: Annotated[int, Field(ge=0)] = 0,
         seed: Annotated[int, Field(ge=0)] = 0,
@@ -119,7 +125,9 @@ class Training:
         self.hand_overs = hand_overs
         self.tokens_harden = tokens_harden
         self.latents_per_code = latents_per_code
+        self.start_from = start_from
         self.precision = precision
+        self.compile = compile
         self.devices = devices
         self.workers = workers
         self.seed = seed
@@ -173,7 +181,8 @@ def fit(
         betas=training.betas,
         weight_decay=training.weight_decay,
     )
-    model, fabric_optimizer = fabric.setup(tokenizer, optimizer)
+    compiled = cast(nn.Module, torch.compile(tokenizer)) if training.compile else tokenizer
+    model, fabric_optimizer = fabric.setup(compiled, optimizer)
     objective.load(fabric.device)
     average = _average_of(tokenizer, training.average_decay)
     fresh = _FreshLatents(tokenizer, training, items, fabric)
@@ -200,6 +209,8 @@ def fit(
         parts["average"] = average
     if adversary is not None:
         parts["adversary"] = adversary.to(fabric.device)
+    if (scaler := getattr(fabric.strategy.precision, "scaler", None)) is not None:
+        parts["scaler"] = scaler
 
     first = newest_step(out) or 0
     if first:
@@ -313,7 +324,8 @@ class _FreshLatents:
             if not sum_over_ranks(latents.isfinite().any().int()):
                 raise _divergence("no latent is finite where the codebook is to be founded")
             self.tokenizer.quantizer(latents)
-            seen += latents[..., 0].numel() * ranks()
+            # Asked of all ranks: items of several lengths would end the loop sooner on one than on another.
+            seen += int(sum_over_ranks(torch.tensor(latents[..., 0].numel(), device=latents.device)))
             if seen >= wanted:
                 return
 
@@ -344,8 +356,9 @@ class _Window:
             indices = torch.cat(self.indices)
             counts = torch.bincount(indices[indices >= 0], minlength=codebook_sizes[0])
             numbers["usage"] = float((sum_over_ranks(counts) > 0).double().mean())
-        if self.skipped:
-            numbers["skipped"] = self.skipped
+        skipped = words_of_all_ranks(self.skipped, self.losses[0].device)
+        if skipped:
+            numbers["skipped"] = skipped
         return numbers
 
 
