@@ -311,6 +311,7 @@ def test_an_adversary_judges_what_the_data_gives():
         ({"discriminator": {"kind": "pach"}}, {}, "objective.adversary.discriminator.kind: .*did you mean 'patch'"),
         ({}, {"curriculum": {"kind": "cosine", "end": 0.99}}, "hardness is 1, .* end the anneal earlier"),
         ({"adaptive": True}, {"precision": "bf16-mixed"}, "objective.adversary.adaptive: needs training.precision"),
+        ({"adaptive": True}, {"strategy": "fsdp"}, "objective.adversary.adaptive: needs training.strategy: ddp"),
         ({}, {"precision": "16-mixed"}, "objective.adversary: needs training.precision: bf16-mixed or 32-true"),
     ],
 )

@@ -135,6 +135,8 @@ def _adversary(table: object, modality: "Modality", schedule: "Schedule", traini
         raise UsageError(f"{where}: needs training.precision: bf16-mixed or 32-true, got 16-mixed")
     if adversary.adaptive and training.precision != "32-true":
         raise UsageError(f"{where}.adaptive: needs training.precision: 32-true, got {training.precision}")
+    if adversary.adaptive and training.strategy == "fsdp":
+        raise UsageError(f"{where}.adaptive: needs training.strategy: ddp, for the whole last layer of the decoder")
     return adversary
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from provq.errors import UsageError
+from provq.tokenizer import Tokenizer
+from provq.training.loop import Training
 
 NETWORK = {"kind": "convolutional", "width": 16, "downsampling": 4}
 RECIPE = {
@@ -34,10 +39,22 @@ ADVERSARY = {
 }
 
 
-def run(recipe, out, processes):
+VQGAN = {"kind": "vqgan", "width": 32, "multipliers": [1, 2], "depth": 1}
+IN_PARTS = {
+    "data": DIGITS,
+    "encoder": VQGAN,
+    "decoder": VQGAN,
+    "quantizer": {"kind": "vector", "dim": 4, "codebook_size": 32},
+    "objective": {"l2": 1.0},
+    # A norm that is passed at every step, to which all ranks have to bring their parts.
+    "training": {**RECIPE["training"], "clip": 0.01, "checkpoint_every": 8, "keep_checkpoints": 2},
+}
+
+
+def run(recipe, out, processes, *more):
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe))
-    command = ["-m", "provq", "train", str(path), "--out", str(out)]
+    command = ["-m", "provq", "train", str(path), "--out", str(out), *more]
     if processes > 1:
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
     # One thread each, so that sums over pixels are taken in one order.
@@ -67,6 +84,31 @@ def test_two_processes_lose_what_one_loses(kind, folder, tmp_path):
     recipe = {**RECIPE, **(MOVING_AVERAGES if kind == "moving averages" else {"data": data, **ADVERSARY})}
     alone, report = run(recipe, tmp_path / "alone", 1)
     together, report_of_both = run(recipe, tmp_path / "together", 2)
+    assert_same(alone, together)
+    for number in range(4 if kind == "adversary" else 0):
+        assert report.count(f"broken-{number}.png") == report_of_both.count(f"broken-{number}.png") == 1
+
+
+def test_networks_in_parts_lose_what_whole_ones_lose_and_go_on_to_the_bit(tmp_path):
+    alone, _ = run(IN_PARTS, tmp_path / "alone", 1)
+    out = tmp_path / "together"
+    together, _ = run(IN_PARTS, out, 2, "training.strategy=fsdp")
+    assert_same(alone, together)
+    last = out / "checkpoints" / "step-00000016"
+    undisturbed = (last / "model.safetensors").read_bytes()
+    shutil.rmtree(last)
+    run(IN_PARTS, out, 2, "training.strategy=fsdp", "--resume", "auto")
+    assert (last / "model.safetensors").read_bytes() == undisturbed
+    assert Tokenizer.from_pretrained(out).codebook_sizes == (32,)
+
+
+@pytest.mark.parametrize("also", [{"average_decay": 0.9}, {"compile": True}, {"precision": "16-mixed"}])
+def test_what_does_not_go_with_networks_in_parts_is_told(also):
+    with pytest.raises(UsageError, match="strategy='fsdp' goes with average_decay=0, compile=False"):
+        Training(steps=1, strategy="fsdp", **also)
+
+
+def assert_same(alone, together):
     assert [(record["step"], record["event"]) for record in alone] == [
         (record["step"], record["event"]) for record in together
     ]
@@ -76,5 +118,3 @@ def test_two_processes_lose_what_one_loses(kind, folder, tmp_path):
         for name, value in record.items():
             if name != "seconds" and isinstance(value, float):
                 assert same[name] == pytest.approx(value, rel=2e-4, abs=1e-6, nan_ok=True), f"{name} in {record}"
-    for number in range(4 if kind == "adversary" else 0):
-        assert report.count(f"broken-{number}.png") == report_of_both.count(f"broken-{number}.png") == 1

@@ -7,14 +7,16 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
 from provq.errors import UsageError
 from provq.files import write_whole
-from provq.recipe import Recipe, build_parts, load
+from provq.recipe import Parts, Recipe, build_parts, load
 from provq.tokenizer import Tokenizer
 from provq.training.checkpoint import newest_step
 from provq.training.log import Log, read_log, show_skipped, shown
 from provq.training.loop import Training, fit
+from provq.training.sharding import shard
 from provq.training.start import take_over
 
 # What may differ between a run and its continuation: none of these changes a number.
@@ -70,7 +72,7 @@ def train(
     if not fabric.is_global_zero:
         for _ in records:
             pass
-        return parts.tokenizer.eval()
+        return _trained(parts, out)
     with (
         Log(out, first_step) as log,
         shown(records, steps=training.steps, first_step=first_step, title=out.name) as visible,
@@ -79,6 +81,12 @@ def train(
             log.write(record)
     # The log also knows what earlier tries of this run skipped.
     show_skipped({key: reason for record in read_log(out) for key, reason in record.get("skipped", {}).items()})
+    return _trained(parts, out)
+
+
+def _trained(parts: Parts, out: Path) -> Tokenizer:
+    if parts.training.strategy == "fsdp":
+        return Tokenizer.from_pretrained(out, local=True)  # for here are the parts of this rank alone
     return parts.tokenizer.eval()
 
 
@@ -94,7 +102,11 @@ def _fabric(training: Training) -> Fabric:
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     if training.precision == "16-mixed" and not torch.cuda.is_available():
         raise UsageError("training.precision: 16-mixed needs a GPU; bf16-mixed also works without one")
-    fabric = Fabric(devices=devices, num_nodes=nodes, precision=training.precision)
+    if training.strategy == "fsdp":
+        strategy: str | ModelParallelStrategy = ModelParallelStrategy(shard, devices * nodes, tensor_parallel_size=1)
+    else:
+        strategy = "auto"
+    fabric = Fabric(devices=devices, num_nodes=nodes, strategy=strategy, precision=training.precision)
     fabric.launch()
     return fabric
 

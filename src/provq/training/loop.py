@@ -14,11 +14,12 @@ import torch
 from lightning_fabric import Fabric
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from provq.curriculum import HandOver, HardnessScheduler, Schedule, hand_over
 from provq.data import Batch, Items, evaluation_batches, training_batches
-from provq.errors import DivergenceError
+from provq.errors import DivergenceError, UsageError
 from provq.evaluation.alarms import Alarms
 from provq.evaluation.codebook import codebooks_of
 from provq.evaluation.evaluate import observed, probe
@@ -27,6 +28,7 @@ from provq.ops.blend import TokensHarden
 from provq.ops.collectives import ranks, sum_over_ranks, words_of_all_ranks
 from provq.spec import checked
 from provq.tokenizer import Tokenizer
+from provq.training import sharding
 from provq.training.adversary import Adversary
 from provq.training.checkpoint import load_state, newest_step, save_checkpoint
 from provq.training.log import Record
@@ -66,6 +68,7 @@ class Training:
         precision: "32-true", or mixed precision of the networks; quantizers work in float32 under all. "16-mixed"
             scales the loss, and is for GPUs.
         compile: Whether encoder, quantizer and decoder are compiled into one graph.
+        strategy: How ranks share the networks: "ddp" gives each all of them, "fsdp" each a part.
         devices: How many devices on this machine.
         workers: Reading processes a rank; 0 reads in the training process.
         seed: Fixes weights, order and augmentation.
@@ -76,7 +79,7 @@ class Training:
         keep_checkpoints: How many are kept.
 
     Raises:
-        UsageError: An argument is out of bounds.
+        UsageError: An argument is out of bounds, or does not go with networks in parts.
     """
 
     @checked
@@ -101,6 +104,7 @@ class Training:
         start_from: str = "none",
         precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
         compile: bool = False,
+        strategy: Literal["ddp", "fsdp"] = "ddp",
         devices: Positive = 1,
         workers: Annotated[int, Field(ge=0)] = 0,
         seed: Annotated[int, Field(ge=0)] = 0,
@@ -110,6 +114,11 @@ class Training:
         checkpoint_every: Positive = 1000,
         keep_checkpoints: Positive = 1,
     ) -> None:
+        if strategy == "fsdp" and (average_decay or compile or precision == "16-mixed"):
+            raise UsageError(
+                "Training: strategy='fsdp' goes with average_decay=0, compile=False, and precision '32-true' or "
+                f"'bf16-mixed', got {average_decay}, {compile} and {precision!r}"
+            )
         self.steps = steps
         self.batch_size = batch_size
         self.accumulate = accumulate
@@ -128,6 +137,7 @@ class Training:
         self.start_from = start_from
         self.precision = precision
         self.compile = compile
+        self.strategy = strategy
         self.devices = devices
         self.workers = workers
         self.seed = seed
@@ -171,6 +181,10 @@ def fit(
         DivergenceError: The loss or a weight is not finite.
         UserError: The data cannot be read.
     """
+    compiled = cast(nn.Module, torch.compile(tokenizer)) if training.compile else tokenizer
+    config = tokenizer.config
+    model = fabric.setup_module(compiled)
+    # Only now: in shards the networks have other parameters, and other classes, than before.
     optimizer, rates = make_optimizer(
         tokenizer,
         steps=training.steps,
@@ -181,8 +195,7 @@ def fit(
         betas=training.betas,
         weight_decay=training.weight_decay,
     )
-    compiled = cast(nn.Module, torch.compile(tokenizer)) if training.compile else tokenizer
-    model, fabric_optimizer = fabric.setup(compiled, optimizer)
+    fabric_optimizer = cast(Optimizer, fabric.setup_optimizers(optimizer))
     objective.load(fabric.device)
     average = _average_of(tokenizer, training.average_decay)
     fresh = _FreshLatents(tokenizer, training, items, fabric)
@@ -252,7 +265,9 @@ def fit(
                 fabric.backward(torch.stack(list(judged.values())).sum() * share)
                 terms |= judged  # they stand in the log, and are no part of the tokenizer's loss
             window.add(loss, terms, made.indices, batch)
-        if training.clip:
+        if training.clip and training.strategy == "fsdp":
+            sharding.clip(tokenizer.parameters(), training.clip)
+        elif training.clip:
             # What is not finite is told below, in a sentence.
             fabric.clip_gradients(model, fabric_optimizer, max_norm=training.clip, error_if_nonfinite=False)
         fabric_optimizer.step()
@@ -297,8 +312,10 @@ def fit(
             for rule, warning in alarms.after(look, ended=last).items():
                 yield {"step": step, "event": "alarm", "rule": rule, "warning": warning}
         if saves:
+            state = sharding.whole(_saved(parts))
             if fabric.is_global_zero:
-                save_checkpoint(out, step, evaluated, _saved(parts), keep=training.keep_checkpoints)
+                kept = _tokenizer_of(config, state["tokenizer"]) if training.strategy == "fsdp" else evaluated
+                save_checkpoint(out, step, kept, state, keep=training.keep_checkpoints)
             fabric.barrier()
     if average is not None:
         tokenizer.load_state_dict(average.module.state_dict())
@@ -368,7 +385,7 @@ def _last_layer(decoder: nn.Module) -> Tensor:
 
 
 def _is_finite(module: nn.Module) -> bool:
-    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
+    return sharding.is_finite(module.parameters())
 
 
 def _divergence(what: str) -> DivergenceError:
@@ -437,9 +454,28 @@ def _saved(parts: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def _tokenizer_of(config: dict[str, Any], weights: dict[str, Tensor]) -> Tokenizer:
+    """A tokenizer of this form that holds the given weights; no chance is drawn."""
+    with torch.device("meta"):
+        tokenizer = Tokenizer.from_config(config, local=True)
+    tokenizer.load_state_dict(weights, assign=True)
+    return tokenizer
+
+
 def _restore(parts: dict[str, Any], state: dict[str, Any]) -> None:
     for name, part in parts.items():
-        part.load_state_dict(state[name])
+        if isinstance(part, Tokenizer):
+            own = part.state_dict()
+            part.load_state_dict({key: sharding.like(value, own[key]) for key, value in state[name].items()})
+        elif isinstance(part, Optimizer):
+            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+            moments = {
+                number: {key: sharding.like(value, parameters[number]) for key, value in each.items()}
+                for number, each in state[name]["state"].items()
+            }
+            part.load_state_dict({**state[name], "state": moments})
+        else:
+            part.load_state_dict(state[name])
     torch.set_rng_state(state["random"])
     if torch.cuda.is_available() and "random_cuda" in state:
         torch.cuda.set_rng_state(state["random_cuda"])

@@ -19,7 +19,7 @@ def make_optimizer(
     betas: tuple[float, float],
     weight_decay: float,
 ) -> tuple[AdamW, LambdaLR]:
-    """AdamW over two groups of parameters, and the schedule of their rates.
+    """AdamW over the networks, what else the quantizer learns, and its codebook; and the schedule of their rates.
 
     The networks' rate rises in a straight line over the share `warmup` of all steps, then falls along half a cosine
     to the ratio `final_learning_rate` of its peak. The codebook's rate is constant, since codes have to follow their
@@ -27,9 +27,11 @@ def make_optimizer(
     """
     codebook = tokenizer.quantizer.codebook_parameters()
     of_codebook = {id(parameter) for parameter in codebook}
-    networks = [parameter for parameter in tokenizer.parameters() if id(parameter) not in of_codebook]
-    groups: list[dict[str, object]] = [{"params": networks, "lr": learning_rate}]
-    rates = [lambda step: _warm_cosine(step, steps, warmup, final_learning_rate)]
+    networks = [*tokenizer.encoder.parameters(), *tokenizer.decoder.parameters()]
+    others = [parameter for parameter in tokenizer.quantizer.parameters() if id(parameter) not in of_codebook]
+    # By themselves, for where networks are in shards one update cannot take both.
+    groups: list[dict[str, object]] = [{"params": each, "lr": learning_rate} for each in (networks, others) if each]
+    rates = [lambda step: _warm_cosine(step, steps, warmup, final_learning_rate)] * len(groups)
     if codebook:
         rate = learning_rate if codebook_learning_rate is None else codebook_learning_rate
         groups.append({"params": codebook, "lr": rate, "weight_decay": 0.0})
