@@ -30,7 +30,7 @@ sys.stderr.write("\\n" + json.dumps([code, [name for name in {HEAVY!r} if name i
     return tuple(json.loads(run.stderr.splitlines()[-1]))
 
 
-VERBS = ("train", "compare", "evaluate", "reconstruct", "encode", "decode", "inspect", "recipes")
+VERBS = ("train", "compare", "evaluate", "reconstruct", "encode", "decode", "inspect", "export", "push", "recipes")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS), ["recipes", "ls"]])
@@ -117,7 +117,8 @@ def test_the_verbs_work_together(tmp_path):
 def test_recipes_can_be_listed_shown_copied_and_checked(tmp_path):
     listed = provq_shell("recipes", "ls").stdout
     assert "demo" in listed and "image/tiny64" in listed
-    assert "steps: 7" in provq_shell("recipes", "show", "demo", "training.steps=7").stdout
+    shown = provq_shell("recipes", "show", "demo", "training.steps=7").stdout
+    assert "steps: 7" in shown and "hours of an A100" in shown
     copied = provq_shell("recipes", "cp", "demo", "mine.yaml", cwd=tmp_path)
     assert copied.returncode == 0, copied.stderr
     assert provq_shell("recipes", "validate", "mine.yaml", cwd=tmp_path).stdout == "mine.yaml: valid\n"

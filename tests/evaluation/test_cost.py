@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from provq.evaluation.cost import cost, parameters, shape_of_output
+from provq.evaluation.cost import Cost, cost, hours_of_a100, parameters, shape_of_output
 from provq.networks import ConvolutionalDecoder, ConvolutionalEncoder
 from provq.quantizers import (
     Continuous,
@@ -85,6 +85,12 @@ def test_weights_are_counted_by_part():
     found = parameters(tokenizer_of(SimVQ(DIM, 8, codebook_dim=3)))
     assert list(found) == ["encoder", "quantizer", "decoder"]
     assert found["quantizer"] == 3 * 3 + (DIM * 3 + 3) + (3 * DIM + DIM)
+
+
+def test_hours_are_three_passes_over_all_items_at_a_third_of_the_peak():
+    of_item = Cost(256, 3584.0, {"encoder": 10**12, "decoder": 2 * 10**12})
+    # 9 TFLOP an item at 109.2 TFLOP/s, and an hour has 3,600 seconds.
+    assert hours_of_a100(of_item, 1_000_000) == pytest.approx(1e6 * 9 / 109.2 / 3600)
 
 
 def test_a_shape_costs_nothing_and_says_what_does_not_fit():
