@@ -16,6 +16,12 @@ def evaluate(
     inception: Annotated[
         str | None, typer.Option(metavar="FILE", help="Weights of FID's Inception-v3, for the Fréchet distance.")
     ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="NPZ", help="Pictures or statistics of ADM, to compare with too.")
+    ] = None,
+    samples: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Write reconstructions and originals for ADM's evaluator.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items at a time; changes no number.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Reading processes.")] = 0,
     json: Json = None,
@@ -29,7 +35,15 @@ def evaluate(
     from provq.tokenizer import opened
 
     tokenizer = opened(checkpoint)
-    numbers = run(tokenizer, data, inception=inception, batch_size=batch_size, workers=workers)
+    numbers = run(
+        tokenizer,
+        data,
+        inception=inception,
+        reference=reference,
+        samples=samples,
+        batch_size=batch_size,
+        workers=workers,
+    )
     table = Table("measure", "value", box=None)
     for name, value in numbers.items():
         table.add_row(name, f"{value:,.4f}".rstrip("0").rstrip("."))

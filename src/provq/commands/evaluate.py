@@ -17,6 +17,8 @@ def evaluate(
     data: str | None = None,
     *,
     inception: str | Path | None = None,
+    reference: str | Path | None = None,
+    samples: str | Path | None = None,
     batch_size: int = 64,
     workers: int = 0,
 ) -> dict[str, float]:
@@ -27,6 +29,9 @@ def evaluate(
         data: What to measure on, in the words of `data.val`; left out, what the tokenizer's own recipe holds out.
         inception: The file of FID's Inception-v3; with it reconstructions are compared with the very items they were
             made from, through the identical crop, by the Fréchet distance of its features.
+        reference: An `.npz` file with pictures or the statistics of their features, as ADM publishes them, with which
+            reconstructions are compared too.
+        samples: A folder to write `reconstructions.npz` and `originals.npz` to, for ADM's evaluator.
         batch_size: Items at a time; it changes no number.
         workers: Reading processes.
 
@@ -34,9 +39,11 @@ def evaluate(
         `count`, `psnr` (dB), `ssim`, `continuity_gap`, and the numbers of the codebook (`usage`, `perplexity`,
         `relative_error`, `effective_dim`, ...: docs/diagnostics.md lists all); NaN where one is not defined. With
         `inception` also `rfid`, which is called so with the published weights and 50,000 pictures only; else its name
-        says how many there were, and which network: `rfid@2500[inception-6726825d]`.
+        says how many there were, and which network: `rfid@2500[inception-6726825d]`. With `reference` also `fid[NAME]`,
+        under the same conditions.
 
     Raises:
+        UsageError: There is a reference without `inception`.
         UserError: The tokenizer or the data cannot be read.
     """
     tokenizer = opened(tokenizer)
@@ -44,7 +51,7 @@ def evaluate(
     items = modality.held_out_items() if data is None else modality.items_of(data)
     if items is None:
         raise UserError("this tokenizer's recipe holds nothing out (data.val is missing); say what to evaluate on")
-    measures = modality.measures(inception)
+    measures = modality.measures(inception, reference, samples)
     skipped: dict[str, str] = {}
     batches = evaluation_batches(items, batch_size=batch_size, workers=workers)
     numbers = evaluate_batches(tokenizer, counted(batches, len(items), skipped), measures)

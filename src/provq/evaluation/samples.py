@@ -87,6 +87,16 @@ def read_samples(path: str | Path, *, batch_size: int = 64) -> Iterator[UInt8[Te
             yield torch.from_numpy(np.frombuffer(content, np.uint8).reshape(batch)).permute(0, 3, 1, 2)
 
 
+def holds_statistics(path: str | Path) -> bool:
+    """Whether a file holds the statistics of features, and not pictures alone.
+
+    Raises:
+        UserError: The file is not there, or is no npz file.
+    """
+    with _opened(Path(path)) as archive:
+        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+
+
 def write_statistics(path: str | Path, statistics: Gaussian) -> None:
     """Write the statistics of features as `mu` and `sigma`, which pytorch-fid reads.
 

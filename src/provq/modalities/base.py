@@ -30,14 +30,21 @@ class Modality(ABC):
         """A batch of one item of the shape that all items have, or may have."""
 
     @abstractmethod
-    def measures(self, inception: str | Path | None = None) -> list[Measure]:
+    def measures(
+        self,
+        inception: str | Path | None = None,
+        reference: str | Path | None = None,
+        samples: str | Path | None = None,
+    ) -> list[Measure]:
         """Fresh measures of quality.
 
         Args:
             inception: The file of the network by whose features distributions are compared, if they are to be.
+            reference: The file of another set that outputs are compared with too; it needs `inception`.
+            samples: A folder for outputs and items in the form that other evaluators read, if they are wanted.
 
         Raises:
-            UserError: It is not there, or this kind of data has no use for it.
+            UserError: A file is not there, or this kind of data has no use for it.
         """
 
     @property

@@ -7,7 +7,9 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from provq.modalities.image.fidelity import ReconstructionFrechet
+from provq.errors import UserError
+from provq.evaluation.samples import write_samples
+from provq.modalities.image.fidelity import ReconstructionFrechet, ReferenceFrechet, Samples
 from provq.networks.inception import FeatureNetwork
 
 
@@ -80,3 +82,61 @@ def test_one_picture_has_no_distance():
     items = pictures(1)
     assert math.isnan(measured(Means(), (items, items))["frechet@1[means-01234567]"])
     assert math.isnan(measured(Means())["frechet@0[means-01234567]"])
+
+
+@pytest.mark.parametrize("kind", ["statistics", "pictures"])
+def test_a_reference_of_the_same_pictures_is_at_no_distance_and_one_of_others_is(kind, tmp_path):
+    def written(values, name):
+        path = tmp_path / f"{name}.npz"
+        if kind == "pictures":
+            write_samples(path, [eight_bits(values)], len(values))
+        else:
+            features = Means()(eight_bits(values)).double().numpy()
+            np.savez(path, mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+        return path
+
+    def distance(output, reference):
+        measure = ReferenceFrechet(Means(), reference)
+        for part in output.split(7):
+            measure.update(part, torch.zeros_like(part))
+        ((key, number),) = measure.compute().items()
+        assert key == f"frechet@20[{reference.stem}, means-01234567]"
+        return number
+
+    output, others = pictures(20), pictures(20, 1)
+    (expected,) = measured(Means(), (output, others)).values()
+    assert distance(output, written(output, "same")) < 1e-8
+    assert distance(output, written(others, "others")) == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_the_published_network_gives_a_fid(tmp_path):
+    write_samples(tmp_path / "set.npz", [eight_bits(pictures(20))], 20)
+    measure = ReferenceFrechet(Means(is_fid=True), tmp_path / "set.npz")
+    measure.update(pictures(2), pictures(2))
+    assert list(measure.compute()) == ["fid@2[set, means-01234567]"]
+    for _ in range(2):
+        many = pictures(25_000)
+        measure.update(many, many)
+    assert list(measure.compute()) == ["fid[set]"]
+
+
+def test_statistics_of_other_features_are_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(UserError, match="of 5 features, the network has 6"):
+        ReferenceFrechet(Means(), tmp_path / "other.npz")
+
+
+def test_samples_are_the_pictures_that_were_compared(tmp_path):
+    samples = Samples(tmp_path / "out")
+    output, items = pictures(70, 1), pictures(70)
+    for part, item in zip(output.split(30), items.split(30), strict=True):
+        samples.update(part, item)
+    assert samples.compute() == {}
+    for name, values in (("reconstructions", output), ("originals", items)):
+        # As ADM's evaluator reads them.
+        stored = np.load(tmp_path / "out" / f"{name}.npz")["arr_0"]
+        assert (stored == eight_bits(values).permute(0, 2, 3, 1).numpy()).all()
+
+
+def eight_bits(values):
+    return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -1,16 +1,22 @@
-"""Whether reconstructions look like pictures at all: the Fréchet distance of their features from those of originals."""
+"""Whether reconstructions look like pictures at all: Fréchet distances of features, and files for other judges."""
 
 import math
-from typing import final
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, final
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from provq.evaluation.distribution import Moments, frechet_distance
+from provq.errors import UserError
+from provq.evaluation.distribution import Gaussian, Moments, frechet_distance
 from provq.evaluation.evaluate import Measure
+from provq.evaluation.samples import holds_statistics, read_samples, read_statistics, write_samples
 from provq.networks.inception import FeatureNetwork
 
+_BATCH = 64
 _PUBLISHED_COUNT = 50_000  # pictures behind a published rFID; with fewer the number comes out larger
 
 
@@ -50,7 +56,95 @@ class ReconstructionFrechet(Measure):
         network, count = self._network, self._items.number
         if network.is_fid and count >= _PUBLISHED_COUNT:
             return "rfid"
-        return f"{'rfid' if network.is_fid else 'frechet'}@{count}[{network.name}-{network.sha256[:8]}]"
+        return f"{'rfid' if network.is_fid else 'frechet'}@{count}[{_digits_of(network)}]"
+
+
+@final
+class ReferenceFrechet(Measure):
+    """The Fréchet distance between outputs and a reference file, such as those of ADM; its key says what it is.
+
+    `fid[NAME]`: of at least 50,000 outputs through the published network, against the reference of that name.
+    `fid@2500[NAME, inception-6726825d]` and `frechet@2500[NAME, NETWORK-DIGITS]`: as for `ReconstructionFrechet`.
+
+    Args:
+        network: What the features come from; it is moved to where the pictures are.
+        reference: An `.npz` file with the statistics `mu` and `sigma` of the same features, or with pictures alone.
+
+    Raises:
+        UserError: The file is not there, is damaged, or its statistics are of other features.
+    """
+
+    def __init__(self, network: FeatureNetwork, reference: str | Path) -> None:
+        self._network = network
+        self._name = Path(reference).stem
+        self._reference = _reference(network, Path(reference))
+        self._outputs = Moments(network.dim)
+
+    @torch.no_grad()
+    def update(self, output: Float[Tensor, "b 3 h w"], items: Float[Tensor, "b 3 h w"]) -> None:
+        """Add a batch of pictures in [-1, 1]."""
+        self._outputs.update(self._network.to(output.device)(_eight_bits(output)))
+
+    def compute(self) -> dict[str, float]:
+        """The number under its key; NaN of fewer than two pictures."""
+        network, count = self._network, self._outputs.number
+        distance = frechet_distance(self._outputs.gaussian(), self._reference) if count > 1 else math.nan
+        if network.is_fid and count >= _PUBLISHED_COUNT:
+            return {f"fid[{self._name}]": distance}
+        return {f"{'fid' if network.is_fid else 'frechet'}@{count}[{self._name}, {_digits_of(network)}]": distance}
+
+
+@final
+class Samples(Measure):
+    """No number, but files for other people's evaluators: `reconstructions.npz` and `originals.npz` as ADM has them.
+
+    Args:
+        folder: Where they go; each appears whole or not at all.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        self._shape: torch.Size | None = None
+        self._count = 0
+        # An archive says at its start how many pictures follow, which is known at the end; then these are closed.
+        self._spooled = {name: TemporaryFile() for name in ("reconstructions", "originals")}  # noqa: SIM115
+
+    def update(self, output: Float[Tensor, "b 3 h w"], items: Float[Tensor, "b 3 h w"]) -> None:
+        """Add a batch of pictures in [-1, 1]."""
+        self._shape = items.shape[1:]
+        self._count += len(items)
+        for file, pictures in zip(self._spooled.values(), (output, items), strict=True):
+            file.write(_eight_bits(pictures).cpu().contiguous().numpy().tobytes())
+
+    def compute(self) -> dict[str, float]:
+        """Write the files, once; of no pictures there are none."""
+        for name, spooled in self._spooled.items():
+            with spooled as file:
+                file.seek(0)
+                if self._shape is not None:
+                    write_samples(self._folder / f"{name}.npz", self._batches(file, self._shape), self._count)
+        return {}
+
+    def _batches(self, file: IO[bytes], shape: torch.Size) -> Iterator[UInt8[Tensor, "_ 3 h w"]]:
+        while content := bytearray(file.read(_BATCH * shape.numel())):
+            yield torch.frombuffer(content, dtype=torch.uint8).reshape(-1, *shape)
+
+
+def _reference(network: FeatureNetwork, path: Path) -> Gaussian:
+    if not holds_statistics(path):
+        moments = Moments(network.dim)
+        with torch.no_grad():
+            for pictures in read_samples(path):
+                moments.update(network(pictures))
+        return moments.gaussian()
+    statistics = read_statistics(path)
+    if len(statistics.mean) != network.dim:
+        raise UserError(f"{path}: its statistics are of {len(statistics.mean)} features, the network has {network.dim}")
+    return statistics
+
+
+def _digits_of(network: FeatureNetwork) -> str:
+    return f"{network.name}-{network.sha256[:8]}"
 
 
 def _eight_bits(pictures: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:

@@ -12,7 +12,7 @@ from provq.data import Items
 from provq.errors import UsageError
 from provq.evaluation.evaluate import Measure
 from provq.modalities.base import Modality
-from provq.modalities.image.fidelity import ReconstructionFrechet
+from provq.modalities.image.fidelity import ReconstructionFrechet, ReferenceFrechet, Samples
 from provq.modalities.image.quality import PictureQuality
 from provq.modalities.image.sources import open_source
 from provq.modalities.image.views import CentralViews, Resize, TrainingViews
@@ -25,8 +25,9 @@ class Images(Modality):
     """Square RGB pictures in [-1, 1].
 
     Args:
-        train: Where training pictures lie: a folder, a tar or a glob of tars, `hf:NAME` (a data set of the
-            Hugging Face hub, see `hub.open_hub`), `embedded:photographs` or `embedded:digits`.
+        train: Where training pictures lie: a folder, a tar or a glob of tars, `hf:NAME` (a data set of the Hugging
+            Face hub, see `hub.open_hub`), `shards:WHERE` (tars that stream from a network, see `shards.open_shards`),
+            `embedded:photographs` or `embedded:digits`.
         val: Where held-out pictures lie; left out, embedded data hold out a part of their own and other data nothing.
         size: The side of the squares, in pixels.
         resize: "shorter" scales a picture down until its shorter side has `size` pixels before it is cut; "adm" scales
@@ -83,15 +84,32 @@ class Images(Modality):
         """A grey square."""
         return torch.zeros(1, 3, self.size, self.size)
 
-    def measures(self, inception: str | Path | None = None) -> list[Measure]:
-        """PSNR and SSIM; with the weights of Inception-v3 also the Fréchet distance to the originals.
+    def measures(
+        self,
+        inception: str | Path | None = None,
+        reference: str | Path | None = None,
+        samples: str | Path | None = None,
+    ) -> list[Measure]:
+        """PSNR and SSIM; with the weights of Inception-v3 also Fréchet distances to the originals and to a reference.
+
+        Args:
+            inception: The weights.
+            reference: An `.npz` file with pictures or their statistics, as ADM publishes them; it needs `inception`.
+            samples: A folder for reconstructions and originals as ADM's evaluator reads them.
 
         Raises:
-            UserError: The weights are not there, or are something else.
+            UsageError: There is a reference without the weights.
+            UserError: A file is not there, or is something else.
         """
-        if inception is None:
-            return [PictureQuality()]
-        return [PictureQuality(), ReconstructionFrechet(FidInception(inception))]
+        measures: list[Measure] = [PictureQuality()]
+        if reference is not None and inception is None:
+            raise UsageError("reference: needs the network whose features are compared; give its weights as inception")
+        if inception is not None:
+            network = FidInception(inception)
+            measures.append(ReconstructionFrechet(network))
+            if reference is not None:
+                measures.append(ReferenceFrechet(network, reference))
+        return measures if samples is None else [*measures, Samples(samples)]
 
     @property
     def protocol(self) -> str:
