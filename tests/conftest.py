@@ -8,7 +8,18 @@ from jaxtyping import install_import_hook
 
 # Two processes of two threads each would wait for one another on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-ROOMS = ("ops", "networks", "quantizers", "curriculum", "tokenizer", "data", "evaluation", "training", "modalities")
+ROOMS = (
+    "ops",
+    "networks",
+    "quantizers",
+    "curriculum",
+    "tokenizer",
+    "data",
+    "evaluation",
+    "exports",
+    "training",
+    "modalities",
+)
 install_import_hook([f"provq.{room}" for room in ROOMS], "shape_checks.checked")
 
 ROOT = Path(__file__).parents[1]

@@ -54,6 +54,29 @@ def test_every_epoch_visits_every_item_once_in_an_order_of_its_own():
     assert len({tuple(order) for order in epochs}) == 4
 
 
+class Backwards(Numbers):
+    """Numbers that come backwards, and what was to be expected when."""
+
+    def __init__(self, count, unreadable=()):
+        super().__init__(count, unreadable)
+        self.expected = []
+
+    def order(self, seed, epoch):
+        return torch.arange(self.count - 1, -1, -1)
+
+    def expect(self, order, offset):
+        self.expected.append(int(order[offset]))
+
+
+def test_items_may_have_an_order_of_their_own_and_are_told_what_comes():
+    items = Backwards(5)
+    assert visits(train(items, batch_size=2, first_step=1, steps=5)) == [
+        *((index, 0) for index in (2, 1, 0)),
+        *((index, 1) for index in (4, 3, 2, 1, 0)),
+    ]
+    assert items.expected == [2, 1, 0, 4, 3, 2, 1, 0]
+
+
 def test_seeds_order_apart_and_each_repeats_itself():
     orders = [visits(train(Numbers(50), seed=seed)) for seed in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
@@ -118,13 +141,16 @@ def test_the_global_stream_of_chance_is_neither_read_nor_moved():
     assert visits(train(Numbers(9), workers=1)) == first
 
 
-def test_an_unreadable_item_is_replaced_by_its_next_neighbour_and_reported():
-    readable = visits(train(Numbers(8), batch_size=8, steps=3))
+def test_an_unreadable_item_is_replaced_by_the_next_of_its_epoch_and_reported():
+    whole = visits(train(Numbers(8), batch_size=8, steps=3))
     batches = train(Numbers(8, unreadable={3, 4, 7}), batch_size=8, steps=3)
-    stand_in = {3: 5, 4: 5, 7: 0}
-    assert visits(batches) == [(stand_in.get(index, index), epoch) for index, epoch in readable]
+    expected = []
+    for epoch in range(3):
+        twice = 2 * [index for index, of in whole if of == epoch]  # behind the last comes the first
+        expected += [(next(i for i in twice[place:] if i not in {3, 4, 7}), epoch) for place in range(8)]
+    assert visits(batches) == expected
     for batch in batches:
-        assert Counter(gap.key for gap in batch.skipped) == {"3": 1, "4": 2, "7": 1}
+        assert {gap.key for gap in batch.skipped} == {"3", "4", "7"}
 
 
 def test_evaluation_visits_every_readable_item_once_in_order():

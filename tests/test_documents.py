@@ -12,6 +12,7 @@ PAGES = [
     "docs/architecture.md",
     "docs/choosing.md",
     "docs/diagnostics.md",
+    "docs/export.md",
     "docs/method.md",
     "docs/quantizers.md",
     "docs/results.md",

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from provq.commands.decode import decode as decode
     from provq.commands.encode import encode as encode
     from provq.commands.evaluate import evaluate as evaluate
+    from provq.commands.export import export as export
     from provq.commands.inspect import inspect as inspect
+    from provq.commands.push import push as push
     from provq.commands.reconstruct import reconstruct as reconstruct
     from provq.commands.train import train as train
     from provq.curriculum.handover import hand_over as hand_over
@@ -46,7 +48,9 @@ _HOME = {
     "decode": "commands.decode",
     "encode": "commands.encode",
     "evaluate": "commands.evaluate",
+    "export": "commands.export",
     "inspect": "commands.inspect",
+    "push": "commands.push",
     "reconstruct": "commands.reconstruct",
     "train": "commands.train",
     "hand_over": "curriculum.handover",

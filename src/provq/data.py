@@ -4,12 +4,11 @@ The core orders, batches and shards items without knowing whether they are pictu
 is a pure function of (seed, step), so a run that is resumed at any step, with any number of worker
 processes, sees the very items that an undisturbed run would have seen.
 
-    Items --order(seed, step, rank)--> positions --read--> Item | Skipped --collate--> Batch
+    Items --order(seed, epoch)--> positions --item--> Item | Skipped --collate--> Batch
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -57,6 +56,18 @@ class Items(ABC):
     @abstractmethod
     def item(self, index: int, epoch: int) -> Item | Skipped:
         """The item at `index`, augmented as the `epoch` (0, 1, ...) has it, or why it cannot be read."""
+
+    def order(self, seed: int, epoch: int) -> Int[Tensor, " count"]:
+        """Every index once, as the epoch visits them; a function of its arguments alone."""
+        return shuffled(len(self), seed, epoch)
+
+    def expect(self, order: Int[Tensor, " count"], offset: int) -> None:  # noqa: B027  most have nothing to prepare
+        """Prepare for the items that come next, those of an order from an offset on; a hint that changes no item."""
+
+
+def shuffled(count: int, seed: int, epoch: int) -> Int[Tensor, " count"]:
+    """The numbers 0 to `count` - 1 in a random order that is fixed by seed and epoch."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
 
 
 def mixed_seed(*numbers: int) -> int:
@@ -145,20 +156,23 @@ class _Runs:
 
 
 class _Shuffled(Dataset[_Read]):
-    """Training positions 0, 1, 2, ... without end; an unreadable item is replaced by its next neighbour."""
+    """Training positions 0, 1, 2, ... without end; an unreadable item is replaced by the next one of its epoch."""
 
     def __init__(self, items: Items, seed: int) -> None:
         self.items = items
         self.seed = seed
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
 
     def __getitem__(self, position: int) -> _Read:
         count = len(self.items)
         epoch, offset = divmod(position, count)
-        index = int(_permutation(count, self.seed, epoch)[offset])
+        order = self._order_of(epoch)
+        self.items.expect(order, offset)
         skipped: list[Skipped] = []
-        for neighbour in range(index, index + count):
+        for place in range(offset, offset + count):
             try:
-                item = self.items.item(neighbour % count, epoch)
+                item = self.items.item(int(order[place % count]), epoch)
             except UserError as error:
                 return _Read(None, (), error)
             if isinstance(item, Item):
@@ -167,6 +181,12 @@ class _Shuffled(Dataset[_Read]):
         first = skipped[0]
         unreadable = UserError(f"none of the {count} items can be read; the first: {first.key}: {first.reason}")
         return _Read(None, (), unreadable)
+
+    def _order_of(self, epoch: int) -> Int[Tensor, " count"]:
+        # Positions come in rising order, so the epoch at hand is all that need be remembered.
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self.items.order(self.seed, epoch)
+        return self._order
 
 
 class _InOrder(Dataset[_Read]):
@@ -181,11 +201,6 @@ class _InOrder(Dataset[_Read]):
         except UserError as error:
             return _Read(None, (), error)
         return _Read(item, ()) if isinstance(item, Item) else _Read(None, (item,))
-
-
-@lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> Int[Tensor, " count"]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
 
 
 def _load(dataset: Dataset[_Read], runs: _Runs, workers: int) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from provq import networks, quantizers
+from provq import hub, networks, quantizers
 from provq.errors import UsageError, UserError
 from provq.files import write_whole
 from provq.networks import Decoder, Encoder
@@ -130,6 +130,25 @@ class Tokenizer(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:12]
 
+    def _files(self) -> dict[str, bytes]:
+        """What is saved, by the names of files, in the order in which they are written."""
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        return {
+            "model.safetensors": save(weights, metadata={"format": "pt"}),
+            "config.json": (json.dumps(self.config, indent=2) + "\n").encode(),
+        }
+
+    def _about(self) -> dict[str, str]:
+        parts = (self.encoder, self.quantizer, self.decoder)
+        reduction, several = self.encoder.reduction, len(self.codebook_sizes)
+        return {
+            "parts": ", ".join(type(part).__name__ for part in parts),
+            "parameters": f"{sum(parameter.numel() for parameter in self.parameters()):,}",
+            "codes": ", ".join(f"{size:,}" for size in self.codebook_sizes) or "none: nothing is quantized",
+            "tokens": f"up to {several} for every {reduction} positions along each axis of an item",
+            "fingerprint": f"`{self.fingerprint}`",
+        }
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, where: str = "", local: bool = False) -> "Tokenizer":
         """Build a tokenizer, with fresh weights, from the tables `encoder`, `quantizer` and `decoder`.
@@ -165,26 +184,62 @@ class Tokenizer(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder, which is made where it is missing."""
-        folder = Path(folder)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_whole(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
-        write_whole(folder / "config.json", (json.dumps(self.config, indent=2) + "\n").encode())
+        for name, content in self._files().items():
+            write_whole(Path(folder) / name, content)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str = "Upload a tokenizer",
+        about: Mapping[str, str] | None = None,
+    ) -> str:
+        """Put what `save_pretrained` writes, and a page about it, into a repository of the Hugging Face hub.
+
+        The metadata travels along: that of a trained tokenizer names the folders that training read.
+
+        Args:
+            repository: Its name, `organisation/name`; it is made where it is missing.
+            private: Whether nobody else may see it.
+            revision: The branch, made where it is missing; the main branch by default.
+            message: What the history of the repository says of it.
+            about: What else the page says of the tokenizer, by what it is.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UsageError: The name has another form.
+            UserError: `huggingface_hub` is not installed, the hub cannot be reached or refuses, or the repository is
+                public though `private` is true.
+        """
+        if not hub.is_repository(repository):
+            raise UsageError(f"push_to_hub: a repository is called organisation/name, got {repository!r}")
+        page = hub.card(repository, {**self._about(), **(about or {})})
+        files = {**self._files(), "README.md": page.encode()}
+        return hub.upload(repository, files, private=private, revision=revision, message=message)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, local: bool = False) -> "Tokenizer":
-        """Read a tokenizer, in evaluation mode, from what `save_pretrained` or a training run wrote.
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None, local: bool = False) -> "Tokenizer":
+        """Read a tokenizer, in evaluation mode, from what `save_pretrained`, `push_to_hub` or a training run wrote.
 
         Nothing that is read can run code: unless `local` is true the config may name provq's own classes only.
 
         Args:
-            folder: A saved tokenizer, or the folder of a run, whose newest checkpoint is taken.
+            folder: A saved tokenizer, or the folder of a run, whose newest checkpoint is taken; or, as text, the name
+                `organisation/name` of a repository of the Hugging Face hub, where there is no such folder. Of that
+                `config.json` and `model.safetensors` are downloaded once and kept in its cache.
+            revision: A branch, a tag or a commit of the repository; the newest state of its main branch by default.
             local: Whether the config may name any importable class, as a recipe of one's own may; never for anything
                 that was downloaded.
 
         Raises:
-            UserError: There is no tokenizer, or its files are damaged or of a newer format.
+            UsageError: A revision was given for a folder.
+            UserError: There is no tokenizer, its files are damaged or of a newer format, or the hub cannot be reached.
         """
-        folder = _newest(Path(folder))
+        folder = _found(folder, revision, local)
         try:
             config = json.loads((folder / "config.json").read_text())
             weights = load_file(folder / "model.safetensors")
@@ -202,8 +257,17 @@ class Tokenizer(nn.Module):
 
 
 def opened(tokenizer: Tokenizer | str | Path) -> Tokenizer:
-    """The tokenizer itself, or the one that a folder holds."""
+    """The tokenizer itself, or the one that a folder or a repository holds."""
     return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_pretrained(tokenizer)
+
+
+def _found(place: str | Path, revision: str | None, local: bool) -> Path:
+    folder = Path(place)
+    if isinstance(place, str) and hub.is_repository(place) and not folder.exists() and not local:
+        return hub.download(place, ("config.json", "model.safetensors"), revision)
+    if revision is not None:
+        raise UsageError(f"revision={revision!r} is for a repository of the hub, and {folder} is read as a folder")
+    return _newest(folder)
 
 
 def _newest(folder: Path) -> Path:

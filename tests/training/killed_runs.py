@@ -1,6 +1,6 @@
 """Trains one recipe in processes that kill themselves (SIGKILL) at given moments, and resumes it each time.
 
-    python killed_runs.py OUT KIND [MOMENT ...]      a moment is FUNCTION:N, the N-th call of a function
+    python killed_runs.py OUT KIND[=DATA] [MOMENT ...]      a moment is FUNCTION:N, the N-th call of a function
 
 Each process is forked from this one, which has imported everything and computed nothing.
 """
@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 import torch.utils.tensorboard  # noqa: F401  a process imports it late, and each would anew
 
+import provq.modalities.image.shards  # noqa: F401  late, too
 from provq.commands.train import train
 from provq.recipe import load
 
@@ -49,6 +50,7 @@ KINDS = {
     "cosine": COSINE,
     "adaptive": {"training": {"curriculum": ADAPTIVE}},
     "adversary": {**COSINE, "objective": {"l1": 1.0, "adversary": ADVERSARY}},
+    "workers": {"training": {**COSINE["training"], "workers": 2, "steps": 16, "hand_overs": 1, "probe_every": 0}},
 }
 
 
@@ -90,7 +92,8 @@ def in_a_process(out, kind, moment):
     if child:
         return os.waitpid(child, 0)[1]
     torch.set_num_threads(1)
-    recipe = load(RECIPE).with_changes(KINDS[kind])
+    kind, _, data = kind.partition("=")
+    recipe = load(RECIPE, [f"data.train={data}"] if data else []).with_changes(KINDS[kind])
     if moment is None:
         train(recipe, out=out, resume="auto")
     else:

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from shards_over_http import png, served, write_index, write_shard
+
 
 def trained(out, moments, root, kind="cosine"):
     script = root / "tests" / "training" / "killed_runs.py"
@@ -74,6 +76,21 @@ def test_a_run_with_an_adversary_goes_on_from_where_both_sides_were(tmp_path, ro
     assert [step for step, record in trainings.items() if "loss_discriminator" in record] == list(range(19, 31))
     assert [step for step, record in trainings.items() if "loss_generator" in record] == list(range(22, 31))
     assert [step for step, record in trainings.items() if "loss_r1" in record] == [19, 22, 25, 28]
+
+
+def test_a_run_whose_workers_stream_shards_goes_on_where_it_was(tmp_path, root):
+    shards = [(f"{number}.tar", 12 + number) for number in range(5)]
+    for number, (name, size) in enumerate(shards):
+        write_shard(tmp_path / "shards" / name, {f"{s}": {"png": png(50 * number + 4 * s)} for s in range(size)})
+    write_index(tmp_path / "shards" / "index.json", shards)
+    trained_runs = []
+    with served(tmp_path / "shards") as server:
+        for name, moments in (("undisturbed", []), ("run", ["step:6", "step:7"])):
+            kind = f"workers=shards:{server.url}/index.json?mix=2&keep=3&cache={tmp_path / 'cache' / name}"
+            trained_runs.append(trained(tmp_path / name, moments, root, kind))
+    undisturbed, resumed = trained_runs
+    assert (resumed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert records(resumed) == records(undisturbed)
 
 
 def check(moments, undisturbed, tmp_path, root):

@@ -8,7 +8,9 @@ from provq.cli.compare import compare
 from provq.cli.decode import decode
 from provq.cli.encode import encode
 from provq.cli.evaluate import evaluate
+from provq.cli.export import export
 from provq.cli.inspect import inspect
+from provq.cli.push import push
 from provq.cli.recipes import recipes
 from provq.cli.reconstruct import reconstruct
 from provq.cli.train import train
@@ -22,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (train, compare, evaluate, reconstruct, encode, decode, inspect):
+for verb in (train, compare, evaluate, reconstruct, encode, decode, inspect, export, push):
     app.command()(verb)
 app.add_typer(recipes, name="recipes")
 

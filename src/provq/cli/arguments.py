@@ -8,7 +8,9 @@ import typer
 
 from provq.files import to_json, write_whole
 
-Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="A run's folder or a saved tokenizer.")]
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CKPT", help="A run's folder, a saved tokenizer, or ORG/NAME on the Hugging Face hub.")
+]
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe (`provq recipes ls`) or a YAML file.")
 ]

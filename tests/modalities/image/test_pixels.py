@@ -192,9 +192,18 @@ def test_a_picture_with_broken_exif_stays_as_it_lies():
     assert np.array_equal(read_pixels(data), UPRIGHT)
 
 
-def test_the_first_frame_of_an_animation_is_taken():
-    frames = [Image.new("RGB", (2, 2), colour) for colour in ((255, 0, 0), (0, 0, 255))]
-    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+FRAMES = [Image.new("RGB", (2, 2), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP"])
+def test_an_animation_is_no_picture(file_format):
+    with pytest.raises(UnreadableImage, match="it is an animation"):
+        read_image(saved(FRAMES[0], file_format, save_all=True, append_images=FRAMES[1:]))
+    assert read_pixels(saved(FRAMES[0], file_format, save_all=True)).shape == (2, 2, 3)
+
+
+def test_the_first_page_of_several_is_taken():
+    data = saved(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:])
     assert read_pixels(data)[0, 0].tolist() == [255, 0, 0]
 
 

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from provq.data import evaluation_batches
 from provq.errors import UsageError, UserError
-from provq.modalities.image import sources
+from provq.modalities.image import sources, tars
 from provq.modalities.image.pixels import UnreadableImage
 from provq.modalities.image.sources import Digits, FolderSource, Photographs, TarSource, open_source
 from provq.modalities.image.views import CentralViews
@@ -352,7 +352,7 @@ def test_limits_on_members(tmp_path, monkeypatch):
     assert source.read(0).size == (8, 8)
     with pytest.raises(UnreadableImage, match=f"{len(png(2, (64, 64)))} bytes"):
         source.read(1)
-    monkeypatch.setattr(sources, "MOST_MEMBERS", 1)
+    monkeypatch.setattr(tars, "MOST_MEMBERS", 1)
     with pytest.raises(UserError, match="too many members"):
         opened(path)
 

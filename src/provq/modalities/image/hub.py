@@ -14,7 +14,8 @@ from PIL import Image
 
 from provq.errors import UsageError, UserError, nearest
 from provq.modalities.image.pixels import UnreadableImage, read_image
-from provq.modalities.image.sources import LARGEST_MEMBER, ImageSource, Split
+from provq.modalities.image.sources import ImageSource, Split
+from provq.modalities.image.tars import LARGEST_MEMBER
 
 if TYPE_CHECKING:
     from datasets import Dataset

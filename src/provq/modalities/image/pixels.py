@@ -21,6 +21,7 @@ from torch import Tensor
 from provq.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+_MOVING = ("GIF", "PNG", "WEBP")  # whose several frames are moments
 
 # Warning filters belong to the whole process, so one picture is decoded at a time, and a process is forked
 # only between two pictures. Reading in parallel is the work of processes, each with a lock of its own.
@@ -41,18 +42,21 @@ class UnreadableImage(UserError):
 def read_image(data: bytes) -> Image.Image:
     """The picture in a file's bytes as a person would see it: upright, opaque, in 8-bit RGB.
 
-    Transparent pixels are laid over white, 16-bit values keep their high byte, and of an animation the
-    first frame is taken. Where a broken EXIF block hides which way is up, the picture stays as it lies.
+    Transparent pixels are laid over white, and 16-bit values keep their high byte. Of several pages, or of the
+    previews that cameras store, the first is taken. Where a broken EXIF block hides which way is up, the picture stays
+    as it lies.
 
     Raises:
         UnreadableImage: The bytes are truncated, damaged, too large to decode safely, in no format that is
-            known here, or hold values without a defined range.
+            known here, an animation, or hold values without a defined range.
     """
     with _decoding, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(BytesIO(data), formats=FORMATS) as image:
+                if image.format in _MOVING and getattr(image, "is_animated", False):
+                    raise UnreadableImage("it is an animation, not a picture")
                 image.load()
                 upright: Image.Image = image
                 with suppress(Exception):

@@ -1,4 +1,4 @@
-"""Where pictures lie: a folder, WebDataset tars, the pictures that scikit-learn carries; `hub` has the fourth place.
+"""Where pictures lie: a folder, WebDataset tars, what scikit-learn carries; `hub` and `shards` have two more places.
 
     DATA --open_source--> ImageSource --read(index)--> picture
 
@@ -6,37 +6,41 @@ A source of files holds names and places only, never open files, so it costs lit
 process, and any number of processes can read from it at once.
 """
 
-import glob
 import os
 import re
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from textwrap import shorten
-from typing import Literal, NamedTuple, final
+from typing import Literal, final
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
+from torch import Tensor
 
+from provq.data import shuffled
 from provq.errors import UsageError, UserError, nearest
 from provq.modalities.image.pixels import UnreadableImage, read_image
+from provq.modalities.image.tars import (
+    LARGEST_MEMBER,
+    MOST_CLASSES,
+    PICTURE_SUFFIXES,
+    Place,
+    class_number,
+    is_picture,
+    matching_tars,
+    members,
+    unusable,
+    what_lies_near,
+)
 
 Split = Literal["train", "val"]
 
-PICTURE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2"),
-)
 ACCEPTED = (
     "give a folder of pictures, a picture, a .tar file, a pattern of .tar files in quotes ('dir/*.tar' or "
-    "'dir/{000..004}.tar'), hf:NAME, embedded:photographs or embedded:digits"
+    "'dir/{000..004}.tar'), shards:URL, hf:NAME, embedded:photographs or embedded:digits"
 )
-
-# Limits that no honest tar comes near.
-LARGEST_MEMBER = 256 * 2**20
-MOST_MEMBERS = 20_000_000
-MOST_CLASSES = 1_000_000
 
 # Columns of the photographs that scikit-learn carries, by what is done with them.
 TRAINING_BANDS = ((0, 128), (192, 320), (320, 448), (512, 640))
@@ -74,6 +78,13 @@ class ImageSource(ABC):
             UnreadableImage: It cannot be read or decoded.
         """
 
+    def order(self, seed: int, epoch: int) -> Int[Tensor, " count"]:
+        """The order in which an epoch visits the pictures; see `data.Items.order`."""
+        return shuffled(len(self), seed, epoch)
+
+    def expect(self, order: Int[Tensor, " count"], offset: int) -> None:  # noqa: B027  most have nothing to prepare
+        """Prepare for the pictures that come next; see `data.Items.expect`."""
+
 
 def open_source(data: str, *, split: Split, size: int) -> ImageSource:
     """The source that the user's words name.
@@ -93,9 +104,13 @@ def open_source(data: str, *, split: Split, size: int) -> ImageSource:
         from provq.modalities.image.hub import open_hub  # its library is optional, and slow to import
 
         return open_hub(data.removeprefix("hf:"), split=split)
+    if data.startswith("shards:"):
+        from provq.modalities.image.shards import open_shards  # its library is slow to import
+
+        return open_shards(data.removeprefix("shards:"))
     path = Path(data).expanduser()
     if not path.exists() and re.search(r"[*?[{]", data):
-        return TarSource(_matching_tars(str(path)))
+        return TarSource(matching_tars(str(path)))
     if path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES:
         return TarSource([path])
     return FolderSource(path)
@@ -108,49 +123,6 @@ def _embedded(name: str, split: Split, size: int) -> ImageSource:
         return Digits(split, size)
     known = ("photographs", "digits")
     raise UsageError(f"data 'embedded:{name}': no pictures of that name are embedded; {nearest(name, known)}")
-
-
-def _matching_tars(pattern: str) -> list[Path]:
-    """The tars that a pattern names; each part of a `{a..b}` range or an `{a,b}` list must match."""
-    found: set[Path] = set()
-    for part in _without_braces(pattern):
-        matches = [Path(match) for match in glob.glob(part, recursive=True)]
-        if not matches:
-            raise UserError(f"data {pattern!r}: nothing matches {part!r}; {_what_lies_near(Path(part))}")
-        found.update(matches)
-    for path in sorted(found):
-        if path.suffix.lower() != ".tar":
-            raise UserError(
-                f"data {pattern!r}: a pattern may match only .tar files, but it matches {str(path)!r}; "
-                f"for the pictures of a folder give the folder {str(path.parent)!r}"
-            )
-    return sorted(found)
-
-
-def _without_braces(pattern: str) -> list[str]:
-    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]+))\}", pattern)
-    if match is None:
-        return [pattern]
-    first, last, words = match.groups()
-    if words:
-        choices = words.split(",")
-    else:
-        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    if not choices:
-        raise UsageError(f"data {pattern!r}: the range {match[0]} is empty; write {{{last}..{first}}}")
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [whole for choice in choices for whole in _without_braces(before + choice + after)]
-
-
-def _what_lies_near(path: Path) -> str:
-    """The end of a sentence on a missing path: the nearest name where the path leaves what exists."""
-    while not path.parent.is_dir():
-        path = path.parent
-    folder = str(path.parent)
-    names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    if not names:
-        return f"the folder {folder!r} is empty"
-    return shorten(f"in the folder {folder!r}: {nearest(path.name, names)}", 240, placeholder=" ...")
 
 
 @final
@@ -168,7 +140,7 @@ class FolderSource(ImageSource):
             UserError: There is nothing at `root`, it is another kind of file, or no picture lies beneath it.
         """
         if not root.exists():
-            raise UserError(f"data {str(root)!r}: there is no such file or folder; {_what_lies_near(root)}")
+            raise UserError(f"data {str(root)!r}: there is no such file or folder; {what_lies_near(root)}")
         if root.is_dir():
             self._folder = root
             keys = sorted(path.relative_to(root).as_posix() for path in _pictures_beneath(root, frozenset()))
@@ -205,14 +177,9 @@ def _pictures_beneath(folder: Path, around: frozenset[Path]) -> Iterator[Path]:
             continue
         if entry.is_dir():
             yield from _pictures_beneath(path, around | {here})
-        elif _is_picture(entry.name) and (entry.is_file() or not path.exists()):
+        elif is_picture(entry.name) and (entry.is_file() or not path.exists()):
             # A link that leads nowhere is a picture that cannot be read, which is to be reported.
             yield path
-
-
-def _is_picture(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
 
 
 def _instead_of(root: Path) -> str:
@@ -227,13 +194,6 @@ def _first_folders(names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
     classes = sorted({folder for folder in folders if folder is not None})
     label = {folder: index for index, folder in enumerate(classes)}
     return [-1 if folder is None else label[folder] for folder in folders], tuple(classes)
-
-
-class _Place(NamedTuple):
-    """Where the bytes of a file lie in a tar."""
-
-    offset: int
-    size: int
 
 
 @final
@@ -255,10 +215,10 @@ class TarSource(ImageSource):
         keys: list[str] = []
         numbers: list[int] = []
         self._paths: list[Path] = []
-        self._places: list[_Place] = []
+        self._places: list[Place] = []
         for path, tar_name in zip(paths, _short_names(paths), strict=True):
             places = _tar_index(path)
-            pictures = list(filter(_is_picture, places))
+            pictures = list(filter(is_picture, places))
             names += pictures
             keys += [f"{tar_name}:{name}" for name in pictures]
             numbers += _numbers(path, places, pictures)
@@ -280,7 +240,10 @@ class TarSource(ImageSource):
         if place.size > LARGEST_MEMBER:
             raise UnreadableImage(f"it holds {place.size} bytes; the limit is {LARGEST_MEMBER}")
         try:
-            data = _bytes_at(self._paths[index], place)
+            # Opening the tar for each picture costs microseconds, and leaves nothing to share, pickle or close.
+            with self._paths[index].open("rb") as file:
+                file.seek(place.offset)
+                data = file.read(place.size)
         except OSError as error:
             raise UnreadableImage(f"the tar cannot be read: {error.strerror}") from error
         if len(data) < place.size:
@@ -295,50 +258,18 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in whole]
 
 
-def _tar_index(path: Path) -> dict[str, _Place]:
+def _tar_index(path: Path) -> dict[str, Place]:
     """Where each regular file of a tar lies, by its name; a later file replaces an earlier namesake."""
-    places: dict[str, _Place] = {}
     try:
-        _refuse_compressed(path)
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for count, member in enumerate(tar, start=1):
-                if count > MOST_MEMBERS or member.size < 0:
-                    raise tarfile.ReadError("too many members, or one of negative size")
-                if member.isreg() and not member.issparse():
-                    places[PurePosixPath(member.name).as_posix()] = _Place(member.offset_data, member.size)
-                tar.members.clear()  # type: ignore[attr-defined]  # It would remember every header.
-            # The standard library takes garbage, or a cut where a header should be, for the end of the tar.
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("its end is missing")
+        with path.open("rb") as file:
+            return dict(members(file))
     except OSError as error:
         raise UserError(f"data {str(path)!r}: the file cannot be read: {error.strerror}") from error
-    except (tarfile.TarError, OverflowError) as error:
-        raise UserError(
-            f"data {str(path)!r}: the file is no tar, or is damaged or truncated ({error}); "
-            f"copy or make it anew, or {ACCEPTED}"
-        ) from error
-    return places
+    except tarfile.TarError as error:
+        raise unusable(str(path), error, ACCEPTED) from error
 
 
-def _refuse_compressed(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(6)
-    tools = (
-        (b"\x1f\x8b", "gunzip"),
-        (b"BZh", "bunzip2"),
-        (b"\xfd7zXZ", "unxz"),
-        (b"\x28\xb5\x2f\xfd", "unzstd"),
-    )
-    for magic, tool in tools:
-        if start.startswith(magic):
-            raise UserError(
-                f"data {str(path)!r}: the file is compressed, so its pictures cannot be reached one by one; "
-                f"decompress it with `{tool}` and give the .tar file"
-            )
-
-
-def _numbers(path: Path, places: Mapping[str, _Place], pictures: Sequence[str]) -> list[int]:
+def _numbers(path: Path, places: Mapping[str, Place], pictures: Sequence[str]) -> list[int]:
     """The number in the `.cls` file beside each picture, or -1 where there is no such file."""
     numbers = []
     with path.open("rb") as file:
@@ -348,21 +279,15 @@ def _numbers(path: Path, places: Mapping[str, _Place], pictures: Sequence[str]) 
                 numbers.append(-1)
                 continue
             file.seek(places[name].offset)
-            text = file.read(min(places[name].size, 32)).decode("ascii", errors="replace").strip()
-            if not re.fullmatch("[0-9]{1,9}", text) or int(text) >= MOST_CLASSES:
+            text = file.read(min(places[name].size, 32))
+            number = class_number(text)
+            if number is None:
                 raise UserError(
                     f"data {str(path)!r}: the label in {name!r} is {text!r}; "
                     f"it must be a whole number from 0 to {MOST_CLASSES - 1}"
                 )
-            numbers.append(int(text))
+            numbers.append(number)
     return numbers
-
-
-def _bytes_at(path: Path, place: _Place) -> bytes:
-    # Opening the tar for each picture costs microseconds, and leaves nothing to share, pickle or close.
-    with path.open("rb") as file:
-        file.seek(place.offset)
-        return file.read(place.size)
 
 
 @final

@@ -9,7 +9,9 @@ from math import ceil
 from random import Random
 from typing import Literal, final
 
+from jaxtyping import Int
 from PIL import Image
+from torch import Tensor
 
 from provq.data import Item, Items, Skipped, mixed_seed
 from provq.errors import UserError
@@ -46,6 +48,14 @@ class TrainingViews(Items):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def order(self, seed: int, epoch: int) -> Int[Tensor, " count"]:
+        """The order that the source would be read in."""
+        return self.source.order(seed, epoch)
+
+    def expect(self, order: Int[Tensor, " count"], offset: int) -> None:
+        """Let the source prepare for what comes next."""
+        self.source.expect(order, offset)
 
     def item(self, index: int, epoch: int) -> Item | Skipped:
         """The square that `epoch` has of the picture at `index`, or why the picture cannot be read.

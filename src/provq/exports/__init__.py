@@ -1,0 +1,1 @@
+"""Tokenizers in the formats of others, for programs that do not know provq."""
