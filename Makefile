@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+# What an installation is made from; the code itself is read where it lies.
+INSTALLED := pyproject.toml constraints.txt hatch_build.py src/provq/ops/native/nearest_code.cpp
 
 .PHONY: help demo test test-slow lint bench docs clean
 
@@ -31,14 +33,14 @@ docs: .venv/with-dev  ## Check the pages: links lead somewhere, examples run, co
 	$(BIN)/python -m pytest tests/test_documents.py
 
 clean:  ## Remove the environment and every cache
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/provq/ops/native/*.so
 
-.venv/with-report: pyproject.toml constraints.txt
+.venv/with-report: $(INSTALLED)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report]'
 	touch $@
 
-.venv/with-dev: pyproject.toml constraints.txt
+.venv/with-dev: $(INSTALLED)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# Two peers whose quantizers are oracles of tests; what else they pull in, other versions of torch first, is not needed.

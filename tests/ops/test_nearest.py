@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from provq.ops import nearest
 from provq.ops.nearest import nearest_code
@@ -13,11 +14,16 @@ seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 40)
 
 
-@pytest.fixture(scope="module", params=["any way", "blocks alone"], autouse=True)
+@pytest.fixture(scope="module", params=["native", "faiss for short vectors", "blocks alone"], autouse=True)
 def way(request):
-    """With faiss for short vectors where it is installed, and without."""
+    """Each way in which a CPU searches; what is not installed is passed over by the search itself."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "blocks alone":
+        if request.param == "native":
+            if not nearest.registers():
+                pytest.skip("the native search was not compiled, or not for this processor")
+        else:
+            patch.setattr(nearest, "registers", lambda: 0)
+        if request.param != "faiss for short vectors":
             patch.setattr(nearest, "_DIM_OF_FAISS", 0)
         yield request.param
 
@@ -96,11 +102,22 @@ def test_blocks_change_no_index(monkeypatch, columns, rows, scores):
     np.testing.assert_array_equal(nearest_code(vectors, codebook), expected)
 
 
-def test_short_vectors_go_through_faiss_where_it_is_installed(way, monkeypatch):
+def test_double_precision_stays_double():
+    vectors = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    codebook = torch.tensor([[-1.0, 1e-5], [1.0, 1e-5], [1.0, 1e-6]], dtype=torch.float64).repeat_interleave(20, 1)
+    assert nearest_code(vectors.repeat_interleave(20, 1), codebook).tolist() == [2]
+
+
+def test_lengths_must_agree():
+    with pytest.raises((RuntimeError, TypeCheckError)):
+        nearest_code(cloud(3, 20, 0), cloud(5, 21, 0))
+
+
+def test_short_vectors_go_through_faiss_without_native_code(way, monkeypatch):
     faiss = pytest.importorskip("faiss")
     called = []
     search = faiss.knn
     monkeypatch.setattr(faiss, "knn", lambda *arguments: called.append(arguments[0].shape) or search(*arguments))
     nearest_code(cloud(30, 16, 0), cloud(7, 16, 1))
     nearest_code(cloud(30, 17, 0), cloud(7, 17, 1))
-    assert called == ([(30, 16)] if way == "any way" else [])
+    assert called == ([(30, 16)] if way == "faiss for short vectors" else [])

@@ -1,9 +1,10 @@
 """The nearest code of every vector: exact, in float32, and never with a table of vectors x codes.
 
-Three ways lead to the same answer, chosen by device and dim alone, so that a run can be repeated:
+Four ways lead to the same answer, chosen by machine, dim and what is installed alone, so that a run can be repeated:
 
 * a fused kernel on CUDA (`nearest_triton`), where Triton is installed;
-* the fused search of faiss on a CPU, for short vectors, whose products are too small to keep a core busy;
+* a fused kernel on a CPU (`nearest_native`), where a compiler was there when provq was installed;
+* the fused search of faiss for short vectors, without that kernel or without AVX-512;
 * blocks of a matrix product everywhere else.
 
 The search is a custom operator, one opaque node to a compiler, and passes no gradient.
@@ -17,7 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from provq.ops.nearest_native import nearest_code_native, registers
+
 _DIM_OF_FAISS = 16  # above it faiss has no fused kernel and multiplies matrices as well
+_REGISTER_AHEAD_OF_FAISS = 64  # bytes: those of AVX-512; with AVX2 faiss is as fast or faster
 # A block of scores. Smaller ones cost calls, larger ones leave the cache.
 _CODES = 4096  # at most
 _ROWS = 512
@@ -39,18 +43,16 @@ def _nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     if len(vectors) == 0:
         return torch.empty(0, dtype=torch.int64, device=vectors.device)
     with torch.autocast(vectors.device.type, enabled=False):
+        if _suits_native(vectors, codebook):
+            return _with_lost(nearest_code_native(vectors, codebook), vectors, codebook)
         # Far from the origin the norms would drown the differences, and only differences matter.
         centre = codebook.mean(0)
         if vectors.device.type == "cuda" and _is_installed("triton") and _has_bfloat16_cores(vectors.device):
             from provq.ops.nearest_triton import nearest_code_triton
 
             return nearest_code_triton((vectors - centre).contiguous(), (codebook - centre).contiguous())
-        if vectors.device.type == "cpu" and vectors.shape[1] <= _DIM_OF_FAISS and _is_installed("faiss"):
-            found = _by_faiss(vectors - centre, codebook - centre)
-            lost = (found < 0).nonzero().flatten()  # so long that their squares are infinite
-            if len(lost):
-                found[lost] = _by_blocks(vectors[lost], codebook, centre)
-            return found
+        if _suits_faiss(vectors):
+            return _with_lost(_by_faiss(vectors - centre, codebook - centre), vectors, codebook)
         return _by_blocks(vectors, codebook, centre)
 
 
@@ -67,6 +69,29 @@ def _is_installed(library: str) -> bool:
 @cache
 def _has_bfloat16_cores(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _suits_native(vectors: Tensor, codebook: Tensor) -> bool:
+    return (
+        all(each.device.type == "cpu" and each.dtype == torch.float32 for each in (vectors, codebook))
+        and vectors.shape[1] == codebook.shape[1]
+        and len(codebook) > 0
+        and registers() >= (_REGISTER_AHEAD_OF_FAISS if _suits_faiss(vectors) else 1)
+    )
+
+
+def _suits_faiss(vectors: Tensor) -> bool:
+    return vectors.device.type == "cpu" and vectors.shape[1] <= _DIM_OF_FAISS and _is_installed("faiss")
+
+
+def _with_lost(
+    found: Int[Tensor, " n"], vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "codes dim"]
+) -> Int[Tensor, " n"]:
+    """Search by blocks for those that have found nothing: so long that their squares are infinite, or not finite."""
+    lost = (found < 0).nonzero().flatten()
+    if len(lost):
+        found[lost] = _by_blocks(vectors[lost], codebook, codebook.mean(0))
+    return found
 
 
 def _by_faiss(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, " n"]:
