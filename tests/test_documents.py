@@ -13,6 +13,7 @@ PAGES = [
     "docs/choosing.md",
     "docs/diagnostics.md",
     "docs/export.md",
+    "docs/images.md",
     "docs/method.md",
     "docs/quantizers.md",
     "docs/results.md",
