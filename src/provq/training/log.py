@@ -103,6 +103,47 @@ def advancing(things: Iterable[Thing], total: int, title: str) -> Iterator[Thing
 
 
 @contextmanager
+def paced(title: str, total: int, done: int = 0, seconds: float = 5.0) -> Iterator[Callable[[int], None]]:
+    """Show long work with its pace and the time left, as a bar on a terminal and now and then as a line elsewhere.
+
+    Args:
+        title: What is done.
+        total: How many things there are.
+        done: How many an earlier try has done.
+        seconds: How long to wait between two lines.
+
+    Returns:
+        What is to be told how many more are done.
+    """
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+        TimeRemainingColumn(),
+    )
+    started = printed = time.monotonic()
+    count = done
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total, completed=done, pace="")
+
+        def advance(number: int) -> None:
+            nonlocal count, printed
+            count += number
+            now = time.monotonic()
+            rate = (count - done) / max(now - started, 1e-9)
+            pace = f"{rate:,.1f} items/s" if rate < 100 else f"{rate:,.0f} items/s"
+            progress.update(task, completed=count, pace=pace)
+            if not console.is_terminal and (now - printed >= seconds or count == total):
+                printed = now
+                left = f", {(total - count) / rate:,.0f} s left" if rate and count < total else ""
+                console.print(f"{title}  {count:,}/{total:,}  {pace}{left}", soft_wrap=True)
+
+        yield advance
+
+
+@contextmanager
 def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -194,6 +194,8 @@ def fit(
         final_learning_rate=training.final_learning_rate,
         betas=training.betas,
         weight_decay=training.weight_decay,
+        # Fabric clips no gradients for an optimizer that takes the scale of the loss into its own hands.
+        fused=training.precision != "16-mixed",
     )
     fabric_optimizer = cast(Optimizer, fabric.setup_optimizers(optimizer))
     objective.load(fabric.device)

@@ -18,6 +18,7 @@ def make_optimizer(
     final_learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
+    fused: bool = True,
 ) -> tuple[AdamW, LambdaLR]:
     """AdamW over the networks, what else the quantizer learns, and its codebook; and the schedule of their rates.
 
@@ -37,7 +38,7 @@ def make_optimizer(
         groups.append({"params": codebook, "lr": rate, "weight_decay": 0.0})
         rates.append(lambda step: 1.0)
     # One pass over the weights instead of seven: a twentieth of a step where networks are large and batches small.
-    optimizer = AdamW(groups, betas=betas, weight_decay=weight_decay, fused=True)
+    optimizer = AdamW(groups, betas=betas, weight_decay=weight_decay, fused=fused)
     return optimizer, LambdaLR(optimizer, rates)
 
 
