@@ -17,6 +17,7 @@ ROOMS = (
     "data",
     "evaluation",
     "exports",
+    "tokens",
     "training",
     "modalities",
 )

@@ -15,4 +15,4 @@ def test_rooms_import_only_what_they_may(root):
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "2 kept, 0 broken" in run.stdout
+    assert "3 kept, 0 broken" in run.stdout

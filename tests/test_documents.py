@@ -10,6 +10,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/architecture.md",
+    "docs/bitstreams.md",
     "docs/choosing.md",
     "docs/diagnostics.md",
     "docs/export.md",
@@ -17,6 +18,7 @@ PAGES = [
     "docs/method.md",
     "docs/quantizers.md",
     "docs/results.md",
+    "docs/tokens.md",
 ]
 
 

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from provq.commands.codec import rate_distortion as rate_distortion
     from provq.commands.compare import compare as compare
+    from provq.commands.compress import compress as compress
     from provq.commands.decode import decode as decode
+    from provq.commands.decompress import decompress as decompress
     from provq.commands.encode import encode as encode
     from provq.commands.evaluate import evaluate as evaluate
     from provq.commands.export import export as export
     from provq.commands.inspect import inspect as inspect
     from provq.commands.push import push as push
     from provq.commands.reconstruct import reconstruct as reconstruct
+    from provq.commands.tokenize import tokenize as tokenize
     from provq.commands.train import train as train
     from provq.curriculum.handover import hand_over as hand_over
     from provq.curriculum.progressive import Progressive as Progressive
@@ -42,16 +46,22 @@ if TYPE_CHECKING:
     from provq.quantizers.simvq import SimVQ as SimVQ
     from provq.quantizers.vector import VectorQuantizer as VectorQuantizer
     from provq.tokenizer import Tokenizer as Tokenizer
+    from provq.tokens.store import TokenStore as TokenStore
+    from provq.tokens.store import TokenStream as TokenStream
 
 _HOME = {
     "compare": "commands.compare",
+    "compress": "commands.compress",
     "decode": "commands.decode",
+    "decompress": "commands.decompress",
     "encode": "commands.encode",
     "evaluate": "commands.evaluate",
     "export": "commands.export",
     "inspect": "commands.inspect",
     "push": "commands.push",
+    "rate_distortion": "commands.codec",
     "reconstruct": "commands.reconstruct",
+    "tokenize": "commands.tokenize",
     "train": "commands.train",
     "hand_over": "curriculum.handover",
     "Progressive": "curriculum.progressive",
@@ -77,6 +87,8 @@ _HOME = {
     "SimVQ": "quantizers.simvq",
     "VectorQuantizer": "quantizers.vector",
     "Tokenizer": "tokenizer",
+    "TokenStore": "tokens.store",
+    "TokenStream": "tokens.store",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -22,12 +22,14 @@ from provq.errors import UserError
 class Item(NamedTuple):
     """One thing to tokenize: its values, its class and the name by which its owner knows it.
 
-    `label` is -1 where the source has no classes.
+    `label` is -1 where the source has no classes; `view` says which of several views of one thing this is, where an
+    augmentation makes several of it.
     """
 
     values: Tensor
     label: int
     key: str
+    view: str = "none"
 
 
 class Skipped(NamedTuple):
@@ -44,6 +46,7 @@ class Batch(NamedTuple):
     labels: Int[Tensor, " b"]
     keys: tuple[str, ...]
     skipped: tuple[Skipped, ...]
+    views: tuple[str, ...] = ()
 
 
 class Items(ABC):
@@ -68,6 +71,26 @@ class Items(ABC):
 def shuffled(count: int, seed: int, epoch: int) -> Int[Tensor, " count"]:
     """The numbers 0 to `count` - 1 in a random order that is fixed by seed and epoch."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
+
+
+def shuffled_in_groups(ends: Int[Tensor, " parts"], mix: int, seed: int, epoch: int) -> Int[Tensor, " count"]:
+    """Every index of a source of parts once, such that few parts at a time are needed; fixed by seed and epoch.
+
+    The parts come in random order, in groups of `mix`; the indices of each group are shuffled.
+
+    Args:
+        ends: For each part, the index behind its last one.
+        mix: How many parts make a group.
+        seed: Fixes the order.
+        epoch: Fixes it too.
+    """
+    chance = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    starts = [0, *ends[:-1].tolist()]
+    rows = []
+    for group in torch.randperm(len(ends), generator=chance).tensor_split(-(-len(ends) // mix)):
+        row = torch.cat([torch.arange(starts[number], int(ends[number])) for number in group.tolist()])
+        rows.append(row[torch.randperm(len(row), generator=chance)])
+    return torch.cat(rows)
 
 
 def mixed_seed(*numbers: int) -> int:
@@ -124,7 +147,16 @@ def evaluation_batches(items: Items, *, batch_size: int, workers: int = 0) -> It
     """
     if len(items) == 0:
         raise UserError("there is nothing to evaluate: the data holds no items")
-    return _load(_InOrder(items), _Runs(range(0, len(items), batch_size), batch_size, len(items)), workers)
+    return batches_of(items, [range(len(items))], batch_size=batch_size, workers=workers)
+
+
+def batches_of(items: Items, parts: Sequence[range], *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+    """Every readable item of some ranges of indices, range after range; no batch holds items of two of them.
+
+    A batch is that of `batch_size` neighbouring indices, or of those that are left of its range, and smaller where some
+    cannot be read.
+    """
+    return _load(_InOrder(items), _Neighbours(parts, batch_size), workers)
 
 
 class _Read(NamedTuple):
@@ -139,20 +171,34 @@ class _Read(NamedTuple):
 
 
 class _Runs:
-    """Batches of neighbouring positions: from each start a run of one length, cut at an end."""
+    """Batches of neighbouring positions: from each start a run of one length."""
 
-    def __init__(self, starts: range, length: int, end: int | None = None) -> None:
+    def __init__(self, starts: range, length: int) -> None:
         self.starts = starts
         self.length = length
-        self.end = end
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __iter__(self) -> Iterator[list[int]]:
         for start in self.starts:
-            stop = start + self.length
-            yield list(range(start, stop if self.end is None else min(stop, self.end)))
+            yield list(range(start, start + self.length))
+
+
+class _Neighbours:
+    """Batches of neighbouring positions: each range is cut into runs of one length, and a shorter one at its end."""
+
+    def __init__(self, parts: Sequence[range], length: int) -> None:
+        self.parts = parts
+        self.length = length
+
+    def __len__(self) -> int:
+        return sum(-(-len(part) // self.length) for part in self.parts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for part in self.parts:
+            for first in range(0, len(part), self.length):
+                yield list(part[first : first + self.length])
 
 
 class _Shuffled(Dataset[_Read]):
@@ -203,7 +249,7 @@ class _InOrder(Dataset[_Read]):
         return _Read(item, ()) if isinstance(item, Item) else _Read(None, (item,))
 
 
-def _load(dataset: Dataset[_Read], runs: _Runs, workers: int) -> Iterator[Batch]:
+def _load(dataset: Dataset[_Read], runs: _Runs | _Neighbours, workers: int) -> Iterator[Batch]:
     loader: DataLoader[Batch | UserError] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the collated batches are what is loaded
         batch_sampler=runs,
@@ -229,4 +275,5 @@ def _collate(read: Sequence[_Read]) -> Batch | UserError:
         labels=torch.tensor([item.label for item in items], dtype=torch.int64),
         keys=tuple(item.key for item in items),
         skipped=tuple(gap for _, gaps, _ in read for gap in gaps),
+        views=tuple(item.view for item in items),
     )

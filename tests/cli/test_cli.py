@@ -30,10 +30,15 @@ sys.stderr.write("\\n" + json.dumps([code, [name for name in {HEAVY!r} if name i
     return tuple(json.loads(run.stderr.splitlines()[-1]))
 
 
-VERBS = ("train", "compare", "evaluate", "reconstruct", "encode", "decode", "inspect", "export", "push", "recipes")
+VERBS = (
+    *("train", "compare", "evaluate", "reconstruct", "encode", "decode", "compress", "decompress", "tokenize"),
+    *("tokens", "inspect", "export", "push", "recipes", "benchmark"),
+)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS), ["recipes", "ls"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([verb, "--help"] for verb in VERBS), ["tokens", "show", "--help"], ["recipes", "ls"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     assert imported_after(*arguments) == (0, [])
 

@@ -4,8 +4,11 @@ import sys
 
 import typer
 
+from provq.cli.benchmark import benchmark
 from provq.cli.compare import compare
+from provq.cli.compress import compress
 from provq.cli.decode import decode
+from provq.cli.decompress import decompress
 from provq.cli.encode import encode
 from provq.cli.evaluate import evaluate
 from provq.cli.export import export
@@ -13,6 +16,8 @@ from provq.cli.inspect import inspect
 from provq.cli.push import push
 from provq.cli.recipes import recipes
 from provq.cli.reconstruct import reconstruct
+from provq.cli.tokenize import tokenize
+from provq.cli.tokens import tokens
 from provq.cli.train import train
 from provq.errors import UserError
 
@@ -24,9 +29,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (train, compare, evaluate, reconstruct, encode, decode, inspect, export, push):
+verbs = (train, compare, evaluate, reconstruct, encode, decode, compress, decompress, tokenize, inspect, export, push)
+for verb in verbs:
     app.command()(verb)
+app.add_typer(tokens, name="tokens")
 app.add_typer(recipes, name="recipes")
+app.add_typer(benchmark, name="benchmark")
 
 
 def main() -> None:

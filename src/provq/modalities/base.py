@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from provq.data import Items
+from provq.errors import UsageError
 from provq.evaluation.evaluate import Measure
 
 
@@ -24,6 +25,20 @@ class Modality(ABC):
     @abstractmethod
     def items_of(self, data: str) -> Items:
         """Other data, in the form of the held-out items."""
+
+    def augmented_items(self, data: str, augmentation: str) -> Items:
+        """The items of other data in several views each, the views of one item beside each other.
+
+        Args:
+            data: The data.
+            augmentation: Which views; "none" is the one that `items_of` has.
+
+        Raises:
+            UsageError: This kind of data has no such views.
+        """
+        if augmentation != "none":
+            raise UsageError(f"augment: this kind of data has no views {augmentation!r}; known: none")
+        return self.items_of(data)
 
     @abstractmethod
     def blank_item(self) -> Float[Tensor, "1 ..."]:

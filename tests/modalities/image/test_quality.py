@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from provq.modalities.image.quality import PictureQuality
+from provq.modalities.image.quality import MultiScaleSsim, PictureQuality
 
 
 def pictures(number, height, width, seed=0, scale=1.0):
@@ -106,3 +106,46 @@ def test_measures_share_nothing():
     expected = quality((output, items))
     quality((-items, items))
     assert quality((output, items)) == expected
+
+
+def multi_scale_ssim(output, items, weights):
+    """Wang et al. 2003: contrast at each scale but the last, likeness at the last, as powers.
+
+    Contrast is taken where the window lies inside the picture, likeness everywhere, as torchmetrics has it.
+    """
+
+    def blurred(values):
+        return gaussian_filter(values, (0, 0, 1.5, 1.5), radius=(0, 0, 5, 5), mode="mirror")
+
+    x, y = unit(output), unit(items)
+    result = np.ones(len(x))
+    for scale, weight in enumerate(weights):
+        contrast = 2 * (blurred(x * y) - blurred(x) * blurred(y)) + 0.03**2
+        contrast /= blurred(x * x) - blurred(x) ** 2 + blurred(y * y) - blurred(y) ** 2 + 0.03**2
+        likeness = (2 * blurred(x) * blurred(y) + 0.01**2) / (blurred(x) ** 2 + blurred(y) ** 2 + 0.01**2) * contrast
+        last = scale == len(weights) - 1
+        mean = likeness.mean((1, 2, 3)) if last else contrast[:, :, 5:-5, 5:-5].mean((1, 2, 3))
+        result *= mean.clip(0) ** weight
+        if last:
+            break
+        x, y = (v.reshape(*v.shape[:2], v.shape[2] // 2, 2, v.shape[3] // 2, 2).mean((3, 5)) for v in (x, y))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("side", "scales", "name"), [(64, 3, "ms_ssim@3"), (32, 2, "ms_ssim@2"), (176, 5, "ms_ssim"), (96, 3, "ms_ssim@3")]
+)
+def test_several_scales_are_those_of_the_formula_and_named_where_they_are_fewer(side, scales, name):
+    output, items = pictures(3, side, side)
+    measure = MultiScaleSsim()
+    measure.update(output[:2], items[:2])
+    measure.update(output[2:], items[2:])
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:scales]
+    weights = weights / weights.sum() if scales < 5 else weights
+    assert measure.compute() == {name: pytest.approx(multi_scale_ssim(output, items, weights).mean(), abs=5e-4)}
+
+
+def test_pictures_too_small_for_two_scales_have_no_multi_scale_ssim():
+    measure = MultiScaleSsim()
+    measure.update(*pictures(2, 16, 16))
+    assert math.isnan(measure.compute()["ms_ssim"])

@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 from provq.data import Items
-from provq.errors import UsageError
+from provq.errors import UsageError, nearest
 from provq.evaluation.evaluate import Measure
 from provq.modalities.base import Modality
 from provq.modalities.image.fidelity import ReconstructionFrechet, ReferenceFrechet, Samples
 from provq.modalities.image.quality import PictureQuality
 from provq.modalities.image.sources import open_source
-from provq.modalities.image.views import CentralViews, Resize, TrainingViews
+from provq.modalities.image.views import AUGMENTATIONS, CentralViews, Resize, SeveralViews, TrainingViews
 from provq.networks.inception import FidInception
 from provq.spec import checked
 
@@ -79,6 +79,21 @@ class Images(Modality):
     def items_of(self, data: str) -> Items:
         """Central squares of other pictures; embedded data give the part they hold out."""
         return CentralViews(open_source(data, split="val", size=self.size), size=self.size, resize=self.resize)
+
+    def augmented_items(self, data: str, augmentation: str) -> Items:
+        """The square in the middle ("none"), that and its mirror image ("flip"), or ten squares ("ten-crop").
+
+        Raises:
+            UsageError: There are no such views.
+        """
+        if augmentation == "none":
+            return self.items_of(data)
+        if augmentation not in AUGMENTATIONS:
+            raise UsageError(
+                f"augment: pictures have no views {augmentation!r}; {nearest(augmentation, ('none', *AUGMENTATIONS))}"
+            )
+        source = open_source(data, split="val", size=self.size)
+        return SeveralViews(source, size=self.size, resize=self.resize, augmentation=augmentation)
 
     def blank_item(self) -> Float[Tensor, "1 3 size size"]:
         """A grey square."""

@@ -27,7 +27,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from provq.data import mixed_seed
+from provq.data import shuffled_in_groups
 from provq.errors import UsageError, UserError, nearest
 from provq.files import to_json, write_whole
 from provq.modalities.image.pixels import UnreadableImage, read_image
@@ -105,13 +105,7 @@ class ShardSource(ImageSource):
 
     def order(self, seed: int, epoch: int) -> Int[Tensor, " count"]:
         """Groups of shards one after the other, the samples of each group in random order."""
-        chance = torch.Generator().manual_seed(mixed_seed(seed, epoch))
-        rows = []
-        for group in torch.randperm(len(self._shards), generator=chance).tensor_split(self._groups):
-            samples = [torch.arange(self._start(number), int(self._ends[number])) for number in group.tolist()]
-            row = torch.cat(samples)
-            rows.append(row[torch.randperm(len(row), generator=chance)])
-        return torch.cat(rows)
+        return shuffled_in_groups(self._ends, self._mix, seed, epoch)
 
     def expect(self, order: Int[Tensor, " count"], offset: int) -> None:
         """Fetch the shards of the samples that come next, as many of them as can be kept beside those in use."""

@@ -19,6 +19,9 @@ from provq.modalities.image.pixels import UnreadableImage, to_tensor
 from provq.modalities.image.sources import ImageSource
 
 Resize = Literal["shorter", "adm", "none"]
+AUGMENTATIONS = ("flip", "ten-crop")
+
+_CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
 
 
 @final
@@ -104,6 +107,70 @@ class CentralViews(Items):
         top = (picture.height - self.size) // 2
         square = _square(picture, left, top, self.size)
         return Item(to_tensor(square), self.source.label(index), self.source.key(index))
+
+
+@final
+class SeveralViews(Items):
+    """Several squares of each picture, the same in every epoch; those of one picture are neighbours.
+
+    "flip" is the square in the middle and its mirror image. "ten-crop" is the corners and the middle of a central
+    square that is a tenth wider, then those of its mirror image: the ten views, in their order, on which LlamaGen
+    trains its models of tokens (`extract_codes_c2i.py --ten-crop`; it scales as resize="adm" does).
+    """
+
+    def __init__(self, source: ImageSource, *, size: int, resize: Resize, augmentation: str) -> None:
+        """Choose how squares are cut.
+
+        Args:
+            source: Where the pictures lie.
+            size: The side of the squares.
+            resize: How a picture is scaled; see `TrainingViews`.
+            augmentation: Which squares are cut, one of `AUGMENTATIONS`.
+        """
+        self.source = source
+        self.size = size
+        self.resize = resize
+        self.wide = int(size * 1.1) if augmentation == "ten-crop" else size
+        self.places = _CORNERS if augmentation == "ten-crop" else ("center",)
+        self._last: tuple[int, Image.Image | Skipped] | None = None
+
+    def __len__(self) -> int:
+        return 2 * len(self.places) * len(self.source)
+
+    def item(self, index: int, epoch: int) -> Item | Skipped:
+        """The view at `index`, or why its picture cannot be read.
+
+        Raises:
+            UserError: The picture is smaller than the square.
+        """
+        number, view = divmod(index, 2 * len(self.places))
+        mirrored, place = divmod(view, len(self.places))
+        wide = self._wide_square(number)
+        if isinstance(wide, Skipped):
+            return wide
+        if mirrored:
+            wide = wide.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        where = self.places[place]
+        square = _square(wide, *_corner(where, wide.width - self.size), self.size)
+        name = f"mirrored-{where}" if mirrored else where
+        return Item(to_tensor(square), self.source.label(number), self.source.key(number), name)
+
+    def _wide_square(self, number: int) -> Image.Image | Skipped:
+        """The central square from which the views of a picture are cut; that of the last picture is remembered."""
+        if self._last is None or self._last[0] != number:
+            picture = _picture(self.source, number, self.size, self.resize, self.wide)
+            if not isinstance(picture, Skipped):
+                side = min(self.wide, *picture.size)
+                picture = _square(picture, (picture.width - side) // 2, (picture.height - side) // 2, side)
+            self._last = (number, picture)
+        return self._last[1]
+
+
+def _corner(where: str, room: int) -> tuple[int, int]:
+    """The left column and top row of a square in a larger one, `room` pixels wider."""
+    if where == "center":
+        return round(room / 2), round(room / 2)  # rounded as torchvision does
+    return (room if "right" in where else 0), (room if "bottom" in where else 0)
 
 
 def _picture(source: ImageSource, index: int, size: int, resize: Resize, shorter: int) -> Image.Image | Skipped:

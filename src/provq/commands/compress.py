@@ -1,0 +1,68 @@
+"""Pictures to one file of entropy-coded tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from provq.commands.pictures import Pictures
+from provq.errors import UsageError
+from provq.modalities.image.tokens import PictureTokens, encode_picture
+from provq.ops.modes import evaluating
+from provq.tokenizer import Tokenizer, opened
+from provq.tokens.coding import CODINGS
+from provq.tokens.container import Entry, write
+from provq.training.log import advancing, show_skipped
+
+
+def compress(
+    tokenizer: Tokenizer | str | Path,
+    inputs: Sequence[str],
+    *,
+    out: str | Path,
+    coding: Literal["static", "adaptive"] = "adaptive",
+) -> dict[str, Any]:
+    """Write the tokens of pictures into one file, coded to the length that their statistics ask for.
+
+    Pictures keep their size. An unreadable one is skipped and named at the end.
+
+    Args:
+        tokenizer: The tokenizer, a saved one, or the folder of a run.
+        inputs: Pictures, folders, tars, patterns of tars.
+        out: The file to write.
+        coding: "static" writes how often each code occurs, in front; "adaptive" learns it on the way.
+
+    Returns:
+        `written`, the file; `pictures`, `pixels` and `bytes`, how many there are; and `bits_per_pixel`, of the whole
+        file.
+
+    Raises:
+        UsageError: There is no such coding.
+        UserError: A path is missing, no picture can be read, the tokenizer makes no tokens, or `constriction` is not
+            installed.
+    """
+    if coding not in CODINGS:
+        raise UsageError(f"compress: unknown coding {coding!r}; known: {', '.join(CODINGS)}")
+    tokenizer = opened(tokenizer)
+    fingerprint = tokenizer.fingerprint
+    pictures = Pictures(inputs)
+    entries = []
+    for key, picture in advancing(pictures, len(pictures), "compress"):
+        with evaluating(tokenizer):
+            entries.append(entry_of(key, encode_picture(tokenizer, picture, fingerprint), tokenizer))
+    length = write(Path(out), entries, fingerprint=fingerprint, codebook_sizes=tokenizer.codebook_sizes, coding=coding)
+    show_skipped(pictures.skipped)
+    pixels = sum(entry.size[0] * entry.size[1] for entry in entries)
+    return {
+        "written": Path(out),
+        "pictures": len(entries),
+        "pixels": pixels,
+        "bytes": length,
+        "bits_per_pixel": 8 * length / pixels,
+    }
+
+
+def entry_of(key: str, tokens: PictureTokens, tokenizer: Tokenizer) -> Entry:
+    """A picture's tokens as a container has them, with an axis for codebooks also where there is one."""
+    indices = tokens.indices[0].cpu().numpy()
+    several = len(tokenizer.codebook_sizes) > 1
+    return Entry(key, (tokens.height, tokens.width), indices if several else indices[..., None])
