@@ -10,7 +10,7 @@ from PIL import Image
 
 from provq.commands.compress import entry_of
 from provq.commands.decompress import tokens_of
-from provq.commands.evaluate import modality_of
+from provq.commands.evaluate import items_to_measure, modality_of
 from provq.data import Items, evaluation_batches
 from provq.errors import UserError
 from provq.evaluation.rate_distortion import check_plot, write_plot
@@ -58,11 +58,7 @@ def rate_distortion(
     if plot is not None:
         check_plot(Path(plot))
     tokenizer = opened(tokenizer)
-    modality = modality_of(tokenizer)
-    items = modality.held_out_items() if data is None else modality.items_of(data)
-    if items is None:
-        raise UserError("this tokenizer's recipe holds nothing out (data.val is missing); say what to measure on")
-    originals = _pictures(items, pictures)
+    originals = _pictures(items_to_measure(modality_of(tokenizer), data), pictures)
     rows = _own(tokenizer, originals, coding) + _rivals(list(originals.values()))
     if plot is not None:
         write_plot(Path(plot), rows)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from provq import modalities
-from provq.data import evaluation_batches
+from provq.data import Items, evaluation_batches
 from provq.errors import UserError
 from provq.evaluation.evaluate import evaluate as evaluate_batches
 from provq.modalities import Modality
@@ -48,9 +48,7 @@ def evaluate(
     """
     tokenizer = opened(tokenizer)
     modality = modality_of(tokenizer)
-    items = modality.held_out_items() if data is None else modality.items_of(data)
-    if items is None:
-        raise UserError("this tokenizer's recipe holds nothing out (data.val is missing); say what to evaluate on")
+    items = items_to_measure(modality, data)
     measures = modality.measures(inception, reference, samples)
     skipped: dict[str, str] = {}
     batches = evaluation_batches(items, batch_size=batch_size, workers=workers)
@@ -59,6 +57,18 @@ def evaluate(
     if not numbers["count"]:
         raise UserError(f"none of the {len(items)} items can be read; the first: {next(iter(skipped.items()))}")
     return numbers
+
+
+def items_to_measure(modality: Modality, data: str | None) -> Items:
+    """The items of the user's words, or those that the recipe holds out where there are no words.
+
+    Raises:
+        UserError: It holds nothing out, or the data cannot be read.
+    """
+    items = modality.held_out_items() if data is None else modality.items_of(data)
+    if items is None:
+        raise UserError("this tokenizer's recipe holds nothing out (data.val is missing); say what to evaluate on")
+    return items
 
 
 def modality_of(tokenizer: Tokenizer) -> Modality:

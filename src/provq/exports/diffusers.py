@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from provq.errors import UserError
 from provq.exports.base import Exported
 from provq.files import write_whole
-from provq.networks.vqgan import Attention, Doubling, Halving, ResidualBlock, VqganDecoder, VqganEncoder
+from provq.networks.vqgan import (
+    Attention,
+    Doubling,
+    Halving,
+    ResidualBlock,
+    VqganDecoder,
+    VqganEncoder,
+    named_layers,
+)
 from provq.quantizers.index_backprop import IndexBackpropQuantizer
 from provq.quantizers.vector import VectorQuantizer
 from provq.tokenizer import Tokenizer
@@ -156,13 +164,8 @@ def _layers_of(network: VqganEncoder | VqganDecoder, side: str, direction: str) 
 
 
 def _layers_of_blocks(place: str, blocks: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    met = dict.fromkeys(_PLACES, 0)
-    for block in blocks.children():
-        kind = type(block)
-        here = f"{place}.{_PLACES[kind].format(number=met[kind])}"
-        met[kind] += 1
-        for theirs, ours in _LAYERS[kind].items():
-            yield f"{here}.{theirs}", block.get_submodule(ours)
+    for name, layer in named_layers(blocks.children(), _PLACES, _LAYERS):
+        yield f"{place}.{name}", layer
 
 
 def _convolution(place: str, weight: Float[Tensor, "after before"], bias: Float[Tensor, " after"]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ Residual blocks at every resolution; attention after each of them at the lowest 
     and back in the mirror: project, stem, middle, [blocks, double] x n, blocks, norm, head.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from math import gcd
 from typing import Annotated, final
 
@@ -206,6 +206,27 @@ class Doubling(nn.Module):
         """The values at twice the resolution."""
         doubled: Tensor = self.convolution(interpolate(values, scale_factor=2.0, mode="nearest"))
         return doubled
+
+
+def named_layers(
+    blocks: Iterable[nn.Module],
+    places: Mapping[type[nn.Module], str],
+    layers: Mapping[type[nn.Module], Mapping[str, str]],
+) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of blocks in a row by the names that another program has for them; those that hold nothing too.
+
+    Args:
+        blocks: The blocks of a level, or of the middle.
+        places: What a kind of block is called there: `{number}` counts its kind, `{place}` all blocks.
+        layers: For each kind, our names of its layers by theirs.
+    """
+    met = dict.fromkeys(places, 0)
+    for place, block in enumerate(blocks):
+        kind = type(block)
+        name = places[kind].format(number=met[kind], place=place)
+        met[kind] += 1
+        for theirs, ours in layers[kind].items():
+            yield f"{name}.{theirs}", block.get_submodule(ours)
 
 
 def _groups(width: int) -> int:

@@ -114,10 +114,12 @@ def _passing(store: TokenStore, advance: Advance) -> Iterator[TokenItem]:
 
 
 def _labels_and_keys(store: TokenStore, out: Path) -> list[Path]:
-    labels = np.fromiter((store.tokens(index)[1] for index in range(len(store))), np.int64, len(store))
-    _save(out / "labels.npy", labels)
+    labels = np.empty(len(store), np.int64)
     with appearing(out / "items.jsonl") as path, path.open("w") as file:
-        file.writelines(json.dumps(_row(item)) + "\n" for item in store)
+        for index, item in enumerate(store):
+            labels[index] = item.label
+            file.write(json.dumps(_row(item)) + "\n")
+    _save(out / "labels.npy", labels)
     return [out / "labels.npy", out / "items.jsonl"]
 
 

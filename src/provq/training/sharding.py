@@ -55,8 +55,9 @@ def clip(parameters: Iterable[nn.Parameter], largest: float) -> None:
 
 def is_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no part on any rank holds a value that is not finite."""
-    own = all(bool(_local(tensor).isfinite().all()) for tensor in tensors)
-    return int(sum_over_ranks(torch.tensor(int(own)))) == ranks()
+    # One answer, on the device of the tensors: ranks on GPUs exchange nothing that lies elsewhere.
+    finite = [_local(tensor).isfinite().all() for tensor in tensors]
+    return not finite or int(sum_over_ranks(torch.stack(finite).all().int())) == ranks()
 
 
 def whole(state: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from provq.errors import UserError, nearest
-from provq.networks.vqgan import Attention, Doubling, Halving, ResidualBlock, VqganDecoder, VqganEncoder
+from provq.networks.vqgan import (
+    Attention,
+    Doubling,
+    Halving,
+    ResidualBlock,
+    VqganDecoder,
+    VqganEncoder,
+    named_layers,
+)
 from provq.quantizers.foreign import from_state
 from provq.tokenizer import Tokenizer
 
@@ -144,20 +152,12 @@ def _layers(side: str, network: VqganEncoder | VqganDecoder) -> Iterator[tuple[s
     """The layers of a network, by LlamaGen's names; those that hold nothing too."""
     yield f"{side}.conv_in", network.stem
     for place, level in enumerate(network.levels):
-        met = dict.fromkeys(_PLACES, 0)
-        for block in level.children():
-            name = _PLACES[type(block)].format(number=met[type(block)])
-            met[type(block)] += 1
-            yield from _layers_of_block(f"{side}.conv_blocks.{place}.{name}", block)
-    for place, block in enumerate(network.middle):
-        yield from _layers_of_block(f"{side}.mid.{place}", block)
+        for name, layer in named_layers(level.children(), _PLACES, _LAYERS):
+            yield f"{side}.conv_blocks.{place}.{name}", layer
+    for name, layer in named_layers(network.middle, dict.fromkeys(_PLACES, "{place}"), _LAYERS):
+        yield f"{side}.mid.{name}", layer
     yield f"{side}.norm_out", network.norm
     yield f"{side}.conv_out", network.head
-
-
-def _layers_of_block(place: str, block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for theirs, ours in _LAYERS[type(block)].items():
-        yield f"{place}.{theirs}", block.get_submodule(ours)
 
 
 def _multipliers(state: Mapping[str, Tensor], side: str, width: int) -> tuple[int, ...]:
