@@ -12,6 +12,7 @@ PAGES = [
     "docs/architecture.md",
     "docs/bitstreams.md",
     "docs/choosing.md",
+    "docs/clusters.md",
     "docs/diagnostics.md",
     "docs/export.md",
     "docs/images.md",

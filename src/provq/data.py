@@ -7,13 +7,16 @@ processes, sees the very items that an undisturbed run would have seen.
     Items --order(seed, epoch)--> positions --item--> Item | Skipped --collate--> Batch
 """
 
+import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from provq.errors import UserError
@@ -40,13 +43,18 @@ class Skipped(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Items stacked along a first axis, with what had to be skipped on the way."""
+    """Items stacked along a first axis, with what had to be skipped on the way.
+
+    Items that differ in length alone, along their first axis, are filled up with NaN at their end; `lengths` are those
+    that they had.
+    """
 
     values: Tensor
     labels: Int[Tensor, " b"]
     keys: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     views: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
 
 
 class Items(ABC):
@@ -151,12 +159,12 @@ def evaluation_batches(items: Items, *, batch_size: int, workers: int = 0) -> It
 
 
 def batches_of(items: Items, parts: Sequence[range], *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
-    """Every readable item of some ranges of indices, range after range; no batch holds items of two of them.
+    """Every readable item of some rising ranges of indices, range after range; no batch holds items of two of them.
 
     A batch is that of `batch_size` neighbouring indices, or of those that are left of its range, and smaller where some
     cannot be read.
     """
-    return _load(_InOrder(items), _Neighbours(parts, batch_size), workers)
+    return _load(_InOrder(items, parts), _Neighbours(parts, batch_size), workers)
 
 
 class _Read(NamedTuple):
@@ -236,17 +244,29 @@ class _Shuffled(Dataset[_Read]):
 
 
 class _InOrder(Dataset[_Read]):
-    """Positions are indices; an unreadable item leaves a gap."""
+    """Positions are indices, in rising ranges; an unreadable item leaves a gap."""
 
-    def __init__(self, items: Items) -> None:
+    def __init__(self, items: Items, parts: Sequence[range]) -> None:
         self.items = items
+        self.parts = parts
+        self._part = range(0)
+        self._order = torch.empty(0, dtype=torch.int64)
 
     def __getitem__(self, position: int) -> _Read:
+        self.items.expect(self._order_from(position), position - self._part.start)
         try:
             item = self.items.item(position, 0)
         except UserError as error:
             return _Read(None, (), error)
         return _Read(item, ()) if isinstance(item, Item) else _Read(None, (item,))
+
+    def _order_from(self, position: int) -> Int[Tensor, " count"]:
+        """The range of a position, and the next one: all of them may be more than memory holds."""
+        if position not in self._part:
+            number = bisect_right(self.parts, position, key=lambda part: part.stop)
+            self._part = self.parts[number]
+            self._order = torch.cat([torch.arange(part.start, part.stop) for part in self.parts[number : number + 2]])
+        return self._order
 
 
 def _load(dataset: Dataset[_Read], runs: _Runs | _Neighbours, workers: int) -> Iterator[Batch]:
@@ -271,9 +291,16 @@ def _collate(read: Sequence[_Read]) -> Batch | UserError:
             return error
     items = [item for item, _, _ in read if item is not None]
     return Batch(
-        values=torch.stack([item.values for item in items]) if items else torch.empty(0),
+        values=_stacked([item.values for item in items]),
         labels=torch.tensor([item.label for item in items], dtype=torch.int64),
         keys=tuple(item.key for item in items),
         skipped=tuple(gap for _, gaps, _ in read for gap in gaps),
         views=tuple(item.view for item in items),
+        lengths=tuple(len(item.values) for item in items),
     )
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    if len({len(value) for value in values}) > 1:
+        return pad_sequence(list(values), batch_first=True, padding_value=math.nan)
+    return torch.stack(list(values)) if values else torch.empty(0)

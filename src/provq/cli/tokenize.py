@@ -18,6 +18,16 @@ def tokenize(
     workers: Annotated[int, typer.Option(min=0, help="Reading processes.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; left out, a GPU if there is one.")] = None,
     items_per_shard: Annotated[int, typer.Option(min=1, help="Items of a file.")] = 8192,
+    engine: Annotated[str, typer.Option(help="local: in this process; ray: by actors on a Ray cluster.")] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="auto or HOST:PORT; left out, a Ray of its own on this machine."),
+    ] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="On Ray; left out, as many as there is room for.")] = None,
+    gpus_per_actor: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="On Ray; 0: CPUs, 0.5: two share a GPU; left out, one each if there are any."),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Write nothing: look at all checksums, encode a sample again.")
     ] = False,
@@ -37,6 +47,10 @@ def tokenize(
         workers=workers,
         device=device,
         items_per_shard=items_per_shard,
+        engine=engine,
+        ray_address=ray_address,
+        actors=actors,
+        gpus_per_actor=gpus_per_actor,
         verify=verify,
     )
     told = described(store.manifest)

@@ -4,7 +4,7 @@
 
 A shard is a function of (tokenizer, items, plan, number, batch size), so that any engine makes the same bytes of it, in
 any order and anywhere; the engine here takes one shard after the other, with reading processes that go on over the
-ends of shards.
+ends of shards. `on_ray` is the other one. Whichever it is, `write_shards` alone writes.
 """
 
 import hashlib
@@ -135,13 +135,33 @@ def fill(
     Raises:
         UserError: A file cannot be written, or the source refuses an item; the shards that are finished stay.
     """
+    parts = {number: manifest.plan.positions(number) for number in manifest.missing}
+    # One row of batches for all shards, so that the reading processes never wait for the end of one.
+    batches = batches_of(items, list(parts.values()), batch_size=batch_size, workers=workers)
+    shards = (
+        (number, _encoded(tokenizer, islice(batches, -(-len(part) // batch_size)), manifest.plan, advance))
+        for number, part in parts.items()
+    )
+    return write_shards(shards, out, manifest)
+
+
+def write_shards(shards: Iterable[tuple[int, EncodedShard]], out: Path, manifest: Manifest) -> Manifest:
+    """Put shards into a store in the order in which they come; each appears by one rename, and is then noted.
+
+    Args:
+        shards: Missing shards, by their numbers.
+        out: The folder of the store.
+        manifest: The plan, and what is finished of it.
+
+    Returns:
+        The manifest with these shards.
+
+    Raises:
+        UserError: A file cannot be written; the shards that are finished stay.
+    """
     with _writing(out):
         manifest.write(out)
-    parts = [manifest.plan.positions(number) for number in manifest.missing]
-    # One row of batches for all shards, so that the reading processes never wait for the end of one.
-    batches = batches_of(items, parts, batch_size=batch_size, workers=workers)
-    for number, part in zip(manifest.missing, parts, strict=True):
-        content, record = _encoded(tokenizer, islice(batches, -(-len(part) // batch_size)), manifest.plan, advance)
+    for number, (content, record) in shards:
         with _writing(out):
             write_whole(out / manifest.plan.file(number), content)
             manifest = manifest.with_shard(number, record)

@@ -389,7 +389,8 @@ def test_a_missing_shard_is_named(folder, server):
     (folder / "train-001.tar").unlink()
     with pytest.raises(UserError, match=r"train-001\.tar' cannot be had: there is no such file"):
         list(evaluation_batches(CentralViews(opened(f"{server.url}/index.json"), size=8, resize="none"), batch_size=2))
-    assert server.gets["train-001.tar"] == 1
+    # Ahead of its turn and in its turn: what is not there is not asked for again and again.
+    assert server.gets["train-001.tar"] in (1, 2)
     with pytest.raises(UserError, match=r"train-001\.tar' is not there"):
         opened(folder / "index.json")
 

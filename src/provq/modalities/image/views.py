@@ -94,6 +94,10 @@ class CentralViews(Items):
     def __len__(self) -> int:
         return len(self.source)
 
+    def expect(self, order: Int[Tensor, " count"], offset: int) -> None:
+        """Let the source prepare for what comes next."""
+        self.source.expect(order, offset)
+
     def item(self, index: int, epoch: int) -> Item | Skipped:
         """The middle square of the picture at `index`, or why the picture cannot be read.
 
@@ -136,6 +140,10 @@ class SeveralViews(Items):
 
     def __len__(self) -> int:
         return 2 * len(self.places) * len(self.source)
+
+    def expect(self, order: Int[Tensor, " count"], offset: int) -> None:
+        """Let the source prepare for the pictures of the views that come next."""
+        self.source.expect(order // (2 * len(self.places)), offset)
 
     def item(self, index: int, epoch: int) -> Item | Skipped:
         """The view at `index`, or why its picture cannot be read.
