@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from provq.errors import UserError
+from provq.errors import UsageError, UserError
 from provq.networks import ConvolutionalDecoder, ConvolutionalEncoder
-from provq.quantizers import Continuous, FiniteScalarQuantizer, VectorQuantizer
+from provq.quantizers import Continuous, FiniteScalarQuantizer, ResidualQuantizer, VectorQuantizer
 from provq.tokenizer import Tokenizer, opened
 from provq.training.checkpoint import save_checkpoint
 
@@ -311,3 +311,63 @@ def test_items_that_cannot_be_encoded_have_no_tokens():
     items[1, 0, 3, 3] = torch.nan
     with pytest.raises(UserError, match="not finite"):
         make().encode(items)
+
+
+def residual(stages=3, seed=0, dropout=0.0):
+    """A tokenizer of three residual stages whose decoder knows of so many, and modulates as if it had learned to."""
+    torch.manual_seed(seed)
+    quantizer = ResidualQuantizer([VectorQuantizer(4, 16, init="normal") for _ in range(3)], dropout=dropout)
+    options = {"width": 8, "depth": 1, "downsampling": 4}
+    decoder = ConvolutionalDecoder(4, **options, stages=stages)
+    tokenizer = Tokenizer(ConvolutionalEncoder(4, **options), quantizer, decoder)
+    chance = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        tokenizer.encoder.project.weight.mul_(20)
+        for name, parameter in decoder.named_parameters():
+            if "modulation" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=chance))
+    return tokenizer
+
+
+def test_the_decoder_is_told_how_many_stages_each_item_has():
+    tokenizer = residual(dropout=0.7).train()
+    items = pictures(24)
+    with torch.no_grad():
+        output, indices, _ = tokenizer(items)
+        depths = (indices >= 0).all((1, 2)).sum(-1)
+        assert set(depths.tolist()) == {1, 2, 3}
+        # The codes of the first stages by hand, added up, and each item alone.
+        for item, depth in enumerate(depths.tolist()):
+            stages = zip(tokenizer.quantizer.stages[:depth], indices[item].unbind(-1), strict=False)
+            latents = sum(stage.codebook[taken] for stage, taken in stages)
+            expected = tokenizer.decoder(latents[None], torch.tensor([depth]))[0]
+            torch.testing.assert_close(output[item], expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(tokenizer.decode(indices), output)
+        whole = tokenizer.eval()(items)
+        assert torch.equal(tokenizer.decode(tokenizer.encode(items)), whole.output)
+        assert torch.equal(tokenizer.decoder(tokenizer.quantizer.lookup(whole.indices)), whole.output)
+
+
+def test_a_tokenizer_that_is_not_modulated_is_saved_and_named_as_before_there_was_modulation(tmp_path):
+    plain = residual(stages=1)
+    assert list(plain.config["decoder"]) == ["kind", "dim", "width", "depth", "downsampling", "channels"]
+    assert not any("modulation" in name for name in plain.state_dict())
+    plain.save_pretrained(tmp_path)
+    assert Tokenizer.from_pretrained(tmp_path).fingerprint == plain.fingerprint
+    modulated = residual()
+    assert modulated.config["decoder"]["stages"] == 3
+    modulated.save_pretrained(tmp_path)
+    assert Tokenizer.from_pretrained(tmp_path).fingerprint == modulated.fingerprint != plain.fingerprint
+    # What a plain one has learned fits all but the modulation, which begins as none.
+    missing, unexpected = modulated.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and missing and all("modulation" in name for name in missing)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "stages", "codebooks"),
+    [(lambda: VectorQuantizer(4, 8), 2, 1), (lambda: Continuous(4), 2, 0), (lambda: residual().quantizer, 4, 3)],
+)
+def test_a_decoder_for_another_number_of_stages_is_refused_with_both_numbers(quantizer, stages, codebooks):
+    decoder = ConvolutionalDecoder(4, width=8, stages=stages)
+    with pytest.raises(UsageError, match=f"decoder.stages is {stages}, and .* number of codebooks is {codebooks}; let"):
+        Tokenizer(ConvolutionalEncoder(4, width=8), quantizer(), decoder)

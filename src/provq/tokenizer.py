@@ -6,6 +6,7 @@ items --encoder--> latents --quantizer--> quantized, indices --decoder--> output
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -19,6 +20,7 @@ from provq import hub, networks, quantizers
 from provq.errors import UsageError, UserError
 from provq.files import write_whole
 from provq.networks import Decoder, Encoder
+from provq.ops.masking import where_kept
 from provq.quantizers import Quantizer
 from provq.spec import build, describe
 
@@ -46,6 +48,7 @@ class Tokenizer(nn.Module):
 
     Raises:
         UserError: The three do not agree on the length of a latent.
+        UsageError: The decoder is made for another number of codebooks.
     """
 
     def __init__(
@@ -57,6 +60,11 @@ class Tokenizer(nn.Module):
                 f"Tokenizer: encoder, quantizer and decoder must share one dim, "
                 f"got {encoder.dim}, {quantizer.dim} and {decoder.dim}"
             )
+        if decoder.stages not in (1, len(quantizer.codebook_sizes)):
+            raise UsageError(
+                f"Tokenizer: decoder.stages is {decoder.stages}, and the quantizer's number of codebooks is "
+                f"{len(quantizer.codebook_sizes)}; let them be equal, or leave decoder.stages out"
+            )
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
@@ -65,42 +73,48 @@ class Tokenizer(nn.Module):
     def forward(self, items: Float[Tensor, "b ..."]) -> Reconstruction:
         """Items through the bottleneck: blended by hardness in training, hard in evaluation."""
         quantized, indices, loss = self.quantizer(self.encoder(items))
-        return Reconstruction(self.decoder(quantized), indices, loss)
+        return Reconstruction(decoded(self.decoder, self.quantizer, quantized, indices), indices, loss)
 
     def encode(self, items: Float[Tensor, "b ..."]) -> Int[Tensor, "b ..."]:
         """The tokens of items, always hard.
 
+        Where an item of a ragged encoder lacks a position, the token is -1.
+
         Raises:
-            UserError: The quantizer makes no tokens, or the encoder gives a value that is not finite.
+            UserError: The quantizer makes no tokens, or the encoder gives a value that is not finite where it must be;
+                of a ragged one every item needs a position at least.
         """
         if not self.codebook_sizes:
             raise UserError(f"a tokenizer with a {type(self.quantizer).__name__} bottleneck makes no tokens")
         latents = self.encoder(items).float()
-        if not latents.isfinite().all():
+        present = latents.isfinite().all(-1)
+        if not (present.flatten(1).any(1) if self.encoder.ragged else present).all():
             raise UserError("the encoder gives values that are not finite for these items; they have no tokens")
-        return self.quantizer.assign(self.quantizer.enter(latents))
+        return self.quantizer.nearest(latents).indices
 
     def decode(self, indices: Int[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """The items that tokens stand for.
 
-        With several codebooks -1 stands for a token that is left out, such as that of a later stage.
+        With several codebooks -1 stands for a token that is left out, such as that of a later stage. Where the encoder
+        is ragged, a position without any token comes out as NaN.
 
         Raises:
             UserError: An index is not that of a code.
         """
         several = len(self.codebook_sizes) > 1
         sizes = torch.tensor(self.codebook_sizes or (0,), device=indices.device)
-        absent_may_be = several or bool(self.quantizer.members)
+        absent_may_be = several or bool(self.quantizer.members) or self.encoder.ragged
         wrong = (indices < (-1 if absent_may_be else 0)) | (indices >= (sizes if several else sizes[0]))
         if wrong.any():
             raise UserError(
                 f"token {int(indices[wrong][0])} is out of range: this tokenizer has codebooks of {self.codebook_sizes}"
             )
         values = self.quantizer.lookup(indices)
+        if self.encoder.ragged:
+            values = where_kept(self.quantizer.has_token(indices), values, math.nan)
         # A quantizer computes in float32 even where the model was cast.
         kind = next((parameter.dtype for parameter in self.decoder.parameters()), values.dtype)
-        output: Tensor = self.decoder(values.to(kind))
-        return output
+        return decoded(self.decoder, self.quantizer, values.to(kind), indices)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -110,11 +124,15 @@ class Tokenizer(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """The plain mapping from which `from_config` builds an equal tokenizer, weights aside."""
+        decoder = describe(self.decoder, networks.DECODERS)
+        if self.decoder.stages == 1:
+            # Tokenizers keep the fingerprint that they had before decoders knew of stages.
+            decoder.pop("stages", None)
         return {
             "format": FORMAT,
             "encoder": describe(self.encoder, networks.ENCODERS),
             "quantizer": describe(self.quantizer, quantizers.KINDS),
-            "decoder": describe(self.decoder, networks.DECODERS),
+            "decoder": decoder,
             "metadata": self.metadata,
         }
 
@@ -254,6 +272,15 @@ class Tokenizer(nn.Module):
         except RuntimeError as error:
             raise UserError(f"{folder}/model.safetensors does not fit config.json: {error}") from error
         return tokenizer.eval()
+
+
+def decoded(
+    decoder: Decoder, quantizer: Quantizer, values: Float[Tensor, "b ... dim"], indices: Int[Tensor, "b ..."]
+) -> Float[Tensor, "b ..."]:
+    """What a decoder makes of values; one of several stages is told of how many codebooks each item has tokens."""
+    # It is known beforehand which decoder this is, so a compiled graph holds one of the two.
+    output: Tensor = decoder(values) if decoder.stages == 1 else decoder(values, quantizer.prefix(indices))
+    return output
 
 
 def opened(tokenizer: Tokenizer | str | Path) -> Tokenizer:

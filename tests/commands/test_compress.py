@@ -7,18 +7,20 @@ from PIL import Image
 
 import provq
 from provq.cli import main
+from provq.commands import compress as compressing
 from provq.errors import UsageError, UserError
+from provq.modalities.image.tokens import encode_picture
 from provq.tokenizer import Tokenizer
 from provq.tokens.container import Entry, read, write
 
 
 @pytest.fixture(scope="session")
 def residual_run(recipe, tmp_path_factory):
-    """The folder of a short run with three stages."""
+    """The folder of a short run with three stages, of which the decoder knows."""
     stage = {"kind": "vector", "dim": 4, "codebook_size": 32, "update": "ema"}
     quantizer = {"kind": "residual", "stages": [stage, stage, stage], "dropout": 0.5}
     out = tmp_path_factory.mktemp("runs") / "residual"
-    provq.train({**recipe, "quantizer": quantizer}, out=out)
+    provq.train({**recipe, "quantizer": quantizer, "decoder": {**recipe["decoder"], "stages": 3}}, out=out)
     return out
 
 
@@ -68,7 +70,7 @@ def test_the_front_of_a_file_decodes_to_the_first_stages(residual_run, pictures,
         with torch.no_grad():
             stages_of = tokenizer.quantizer.members
             latents = sum(stages_of[n].codes(torch.from_numpy(indices[..., n])) for n in range(stages))
-            expected = np.array(to_image(tokenizer.decoder(latents[None])[0]))
+            expected = np.array(to_image(tokenizer.decoder(latents[None], torch.tensor([stages]))[0]))
         found = np.array(Image.open(tmp_path / str(stages) / "a.png"))
         assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
         errors.append(np.square(found - np.array(Image.open(pictures / "a.png"), float)).mean())
@@ -78,6 +80,34 @@ def test_the_front_of_a_file_decodes_to_the_first_stages(residual_run, pictures,
         provq.decompress(residual_run, tmp_path / "front.pvq", out=tmp_path / "all")
     with pytest.raises(UsageError, match="1 to 3"):
         provq.decompress(residual_run, path, out=tmp_path / "all", stages=4)
+
+
+def test_pictures_of_one_size_in_a_row_are_encoded_together_to_the_tokens_of_each_alone(
+    residual_run, tmp_path, monkeypatch
+):
+    chance = np.random.default_rng(0)
+    sizes = [(16, 16)] * 5 + [(18, 13)] * 2 + [(16, 16)] * 2 + [(40, 40)]
+    for number, (width, height) in enumerate(sizes):
+        pixels = chance.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    together = []
+    encode = Tokenizer.encode
+
+    def counted(self, items):
+        together.append(tuple(items.shape))
+        return encode(self, items)
+
+    monkeypatch.setattr(compressing, "_PIXELS", 3 * 16 * 16)
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    provq.compress(residual_run, [str(tmp_path)], out=tmp_path / "f.pvq")
+    assert together == [(3, 3, 16, 16), (2, 3, 16, 16), (2, 3, 16, 20), (2, 3, 16, 16), (1, 3, 40, 40)]
+    tokenizer = Tokenizer.from_pretrained(residual_run)
+    entries = read(tmp_path / "f.pvq").entries
+    assert [entry.key for entry in entries] == [f"{number}.png" for number in range(len(sizes))]
+    for entry in entries:
+        tokens = encode_picture(tokenizer, Image.open(tmp_path / entry.key), "")
+        assert entry.size == (tokens.height, tokens.width)
+        assert np.array_equal(entry.indices, tokens.indices[0].numpy())
 
 
 def test_another_tokenizer_is_told_from_the_one_that_made_the_file(run, residual_run, pictures, tmp_path):

@@ -122,6 +122,13 @@ REFUSED = {
         lambda: vqgan(ResidualQuantizer([VectorQuantizer(4, 8, init="normal") for _ in range(2)])),
         "one table, which a ResidualQuantizer does not",
     ),
+    "several stages": (
+        lambda: vqgan(
+            ResidualQuantizer([VectorQuantizer(4, 8, init="normal") for _ in range(2)]),
+            decoder={**SMALL, "depth": 2, "stages": 2},
+        ),
+        "one table, which a ResidualQuantizer does not",
+    ),
     "heads": (lambda: vqgan(VectorQuantizer(4, 8, heads=2, init="normal")), "with 2 heads gives several"),
     "a shallow decoder": (
         lambda: vqgan(QUANTIZERS["plain codes"], decoder={**SMALL, "depth": 1}),

@@ -121,6 +121,25 @@ def test_scales(tmp_path):
     assert (indices[..., 0] == -1).float().mean() == 0.75 and indices.unique().numel() > 8
 
 
+def test_first_stages_of_a_decoder_that_knows_of_them(tmp_path):
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer([VectorQuantizer(3, 12, init="normal") for _ in range(3)])
+    decoder = ConvolutionalDecoder(3, 8, 1, 4, stages=3)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if "modulation" in name:
+                parameter.normal_()
+    tokenizer = spread(Tokenizer(ConvolutionalEncoder(3, 8, 1, 4), quantizer, decoder))
+    provq.export(tokenizer, tmp_path, size=16)
+    indices = same_as_torch(tokenizer, tmp_path)
+    for item, stages in enumerate((1, 2, 3, 2, 1)):
+        indices[item, ..., stages:] = -1
+    with torch.no_grad():
+        expected, whole = tokenizer.decode(indices), tokenizer.decoder(tokenizer.quantizer.lookup(indices))
+    torch.testing.assert_close(run(tmp_path / "decode.onnx", indices), expected, rtol=1e-4, atol=1e-5)
+    assert (expected - whole).abs().max() > 0.1, "the number of stages says nothing"
+
+
 VQGAN = {"width": 8, "multipliers": (1, 2), "depth": 1, "latent_width": 8, "checkpoint_activations": True}
 VIT = {"width": 16, "depth": 1, "heads": 2, "patch": 4, "checkpoint_activations": True}
 OTHERS = {

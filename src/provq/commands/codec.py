@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from provq.commands.compress import entry_of
+from provq.commands.compress import entries_of
 from provq.commands.decompress import tokens_of
 from provq.commands.evaluate import items_to_measure, modality_of
 from provq.data import Items, evaluation_batches
@@ -17,7 +17,7 @@ from provq.evaluation.rate_distortion import check_plot, write_plot
 from provq.modalities.image.pixels import read_image, to_image, to_tensor
 from provq.modalities.image.quality import MultiScaleSsim, PictureQuality
 from provq.modalities.image.rivals import QUALITIES, coded
-from provq.modalities.image.tokens import decode_picture, encode_picture
+from provq.modalities.image.tokens import decode_picture
 from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer, opened
 from provq.tokens.container import Entry, pack, unpack
@@ -85,10 +85,7 @@ def _own(tokenizer: Tokenizer, originals: dict[str, Image.Image], coding: str) -
         "codebook_sizes": tokenizer.codebook_sizes,
         "coding": coding,
     }
-    entries = []
-    for key, picture in advancing(originals.items(), len(originals), "encode"):
-        with evaluating(tokenizer):
-            entries.append(entry_of(key, encode_picture(tokenizer, picture, about["fingerprint"]), tokenizer))
+    entries = list(entries_of(advancing(originals.items(), len(originals), "encode"), tokenizer))
     together = pack(entries, **about)
     ends = unpack(together).ends
     alone = [unpack(pack([entry], **about)).ends for entry in entries]

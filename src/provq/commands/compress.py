@@ -1,17 +1,22 @@
 """Pictures to one file of entropy-coded tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from provq.commands.pictures import Pictures
 from provq.errors import UsageError
-from provq.modalities.image.tokens import PictureTokens, encode_picture
+from provq.modalities.image.tokens import indices_of
 from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer, opened
 from provq.tokens.coding import CODINGS
 from provq.tokens.container import Entry, write
 from provq.training.log import advancing, show_skipped
+
+_PIXELS = 1 << 18  # that are encoded together, unless a single picture has more
 
 
 def compress(
@@ -45,10 +50,7 @@ def compress(
     tokenizer = opened(tokenizer)
     fingerprint = tokenizer.fingerprint
     pictures = Pictures(inputs)
-    entries = []
-    for key, picture in advancing(pictures, len(pictures), "compress"):
-        with evaluating(tokenizer):
-            entries.append(entry_of(key, encode_picture(tokenizer, picture, fingerprint), tokenizer))
+    entries = list(entries_of(advancing(pictures, len(pictures), "compress"), tokenizer))
     length = write(Path(out), entries, fingerprint=fingerprint, codebook_sizes=tokenizer.codebook_sizes, coding=coding)
     show_skipped(pictures.skipped)
     pixels = sum(entry.size[0] * entry.size[1] for entry in entries)
@@ -61,8 +63,16 @@ def compress(
     }
 
 
-def entry_of(key: str, tokens: PictureTokens, tokenizer: Tokenizer) -> Entry:
-    """A picture's tokens as a container has them, with an axis for codebooks also where there is one."""
-    indices = tokens.indices[0].cpu().numpy()
+def entries_of(pictures: Iterable[tuple[str, Image.Image]], tokenizer: Tokenizer) -> Iterator[Entry]:
+    """The tokens of pictures as a container has them, in order; pictures of one size in a row are encoded together.
+
+    Raises:
+        UserError: The tokenizer makes no tokens.
+    """
     several = len(tokenizer.codebook_sizes) > 1
-    return Entry(key, (tokens.height, tokens.width), indices if several else indices[..., None])
+    for (width, height), row in groupby(pictures, key=lambda each: each[1].size):
+        while together := list(islice(row, max(1, _PIXELS // (width * height)))):
+            with evaluating(tokenizer):
+                indices = indices_of(tokenizer, [picture for _, picture in together]).cpu().numpy()
+            for (key, _), own in zip(together, indices if several else indices[..., None], strict=True):
+                yield Entry(key, (height, width), own)

@@ -24,7 +24,7 @@ from provq.errors import UserError
 from provq.exports.base import Exported
 from provq.files import appearing
 from provq.ops import nearest  # noqa: F401  declares the operator that is replaced below
-from provq.tokenizer import FORMAT, Tokenizer
+from provq.tokenizer import FORMAT, Tokenizer, decoded
 
 OPSET = 18
 _CHECKED = 3  # items; another number than the graph is traced with
@@ -94,8 +94,7 @@ class _Decoding(nn.Module):
 
     def forward(self, indices: Int[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """The items that tokens stand for."""
-        items: Tensor = self.decoder(self.quantizer.lookup(indices))
-        return items
+        return decoded(self.decoder, self.quantizer, self.quantizer.lookup(indices), indices)
 
 
 def _translated(

@@ -9,13 +9,14 @@ Each level halves the picture and doubles the channels, so that every level cost
 from typing import Annotated, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from provq.errors import UsageError
 from provq.networks.base import Decoder, Encoder
+from provq.networks.modulation import StageModulation
 from provq.spec import checked
 
 Width = Annotated[int, Field(ge=1)]
@@ -80,9 +81,12 @@ class ConvolutionalDecoder(Decoder):
         depth: Residual blocks a level.
         downsampling: How many pixels along a side one latent becomes; a power of two.
         channels: Channels of the pictures.
+        stages: The number of codebooks of a residual quantizer, for a scale and a bias in each residual block that
+            depend on how many of them an item has; 1 for none.
 
     Raises:
-        UsageError: An argument is out of bounds, or `width` cannot be halved once a level.
+        UsageError: An argument is out of bounds, `width` cannot be halved once a level, or there are several stages and
+            no residual blocks.
     """
 
     @checked
@@ -93,15 +97,19 @@ class ConvolutionalDecoder(Decoder):
         depth: Depth = 1,
         downsampling: Annotated[int, Field(ge=2)] = 8,
         channels: Annotated[int, Field(ge=1)] = 3,
+        stages: Annotated[int, Field(ge=1)] = 1,
     ) -> None:
         super().__init__()
+        if stages > 1 and not depth:
+            raise UsageError(f"ConvolutionalDecoder: stages={stages} needs residual blocks, set depth to 1 or more")
         self.dim, self.width, self.depth, self.downsampling, self.channels = dim, width, depth, downsampling, channels
+        self.stages = stages
         widths = _widths(type(self).__name__, width, downsampling)[::-1]
         self.project = nn.Conv2d(dim, width, 3, padding=1)
         self.levels = nn.Sequential(
             *(
                 nn.Sequential(
-                    *(ResidualBlock(below) for _ in range(depth)),
+                    *(ResidualBlock(below, stages) for _ in range(depth)),
                     nn.ConvTranspose2d(below, above, 4, stride=2, padding=1),
                 )
                 for below, above in zip(widths, widths[1:], strict=False)
@@ -110,17 +118,23 @@ class ConvolutionalDecoder(Decoder):
         self.head = nn.Conv2d(widths[-1], channels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
-    def forward(self, latents: Float[Tensor, "b rows columns dim"]) -> Float[Tensor, "b channels height width"]:
+    def forward(
+        self, latents: Float[Tensor, "b rows columns dim"], prefix: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b channels height width"]:
         """Pictures, not clipped to their range."""
-        pictures: Tensor = self.head(silu(self.levels(self.project(latents.movedim(-1, 1)))))
+        values = self.project(latents.movedim(-1, 1))
+        for level in self.levels.children():
+            for layer in level.children():
+                values = layer(values, prefix) if isinstance(layer, ResidualBlock) else layer(values)
+        pictures: Tensor = self.head(silu(values))
         return pictures
 
 
 @final
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a shortcut (He et al., arXiv 1603.05027)."""
+    """Two normalised 3x3 convolutions around a shortcut (He et al., arXiv 1603.05027), modulated by several stages."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, stages: int = 1) -> None:
         super().__init__()
         groups = next((groups for groups in (8, 4, 2) if width % (2 * groups) == 0), 1)
         self.first_norm = nn.GroupNorm(groups, width)
@@ -130,11 +144,15 @@ class ResidualBlock(nn.Module):
         # The block begins as the identity, so that depth does not slow the start.
         for parameter in self.second.parameters():
             nn.init.zeros_(parameter)
+        self.modulation = StageModulation(stages, width) if stages > 1 else None
 
-    def forward(self, values: Float[Tensor, "b width rows columns"]) -> Float[Tensor, "b width rows columns"]:
+    def forward(
+        self, values: Float[Tensor, "b width rows columns"], prefix: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b width rows columns"]:
         """The values and what the block adds to them."""
         added: Tensor = self.second(silu(self.second_norm(self.first(silu(self.first_norm(values))))))
-        return values + added
+        made = values + added
+        return made if self.modulation is None else self.modulation(made, prefix)
 
 
 def _widths(owner: str, width: int, downsampling: int) -> list[int]:

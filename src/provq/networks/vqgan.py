@@ -11,13 +11,14 @@ from math import gcd
 from typing import Annotated, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
 from provq.networks.base import Decoder, Encoder
+from provq.networks.modulation import StageModulation
 from provq.spec import checked
 
 Positive = Annotated[int, Field(ge=1)]
@@ -98,6 +99,8 @@ class VqganDecoder(Decoder):
         channels: Channels of the pictures.
         checkpoint_activations: Keep what enters each block only and compute its inside again in the backward pass:
             the same values and gradients in less memory and more time.
+        stages: The number of codebooks of a residual quantizer, for a scale and a bias in each residual block that
+            depend on how many of them an item has; 1 for none.
 
     Raises:
         UsageError: An argument is out of bounds.
@@ -113,49 +116,60 @@ class VqganDecoder(Decoder):
         latent_width: Positive = 256,
         channels: Positive = 3,
         checkpoint_activations: bool = False,
+        stages: Positive = 1,
     ) -> None:
         super().__init__()
         self.dim, self.width, self.multipliers, self.depth = dim, width, multipliers, depth
         self.latent_width, self.channels, self.checkpoint_activations = latent_width, channels, checkpoint_activations
+        self.stages = stages
         widths = [width * multiplier for multiplier in reversed(multipliers)]
         groups = _groups(width)
         self.project = nn.Conv2d(dim, latent_width, 1)
         self.stem = nn.Conv2d(latent_width, widths[0], 3, padding=1)
-        self.middle = _middle(widths[0], groups)
+        self.middle = _middle(widths[0], groups, stages)
         self.levels = nn.ModuleList()
         for below, above in zip([widths[0], *widths], widths, strict=False):
-            blocks = _blocks(below, above, depth, groups, attentive=not self.levels)
+            blocks = _blocks(below, above, depth, groups, stages, attentive=not self.levels)
             is_highest = len(self.levels) == len(widths) - 1
             self.levels.append(nn.Sequential(*blocks) if is_highest else nn.Sequential(*blocks, Doubling(above)))
         self.norm = _norm(widths[-1], groups)
         self.head = nn.Conv2d(widths[-1], channels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
-    def forward(self, latents: Float[Tensor, "b rows columns dim"]) -> Float[Tensor, "b channels height width"]:
+    def forward(
+        self, latents: Float[Tensor, "b rows columns dim"], prefix: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b channels height width"]:
         """Pictures, not clipped to their range."""
         values = self.stem(self.project(latents.movedim(-1, 1)))
-        values = _through([self.middle, *self.levels], values, self.checkpoint_activations)
+        values = _through([self.middle, *self.levels], values, self.checkpoint_activations, prefix)
         pictures: Tensor = self.head(silu(self.norm(values)))
         return pictures
 
 
 @final
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a shortcut, which is a 1x1 convolution where channels change."""
+    """Two normalised 3x3 convolutions around a shortcut, which is a 1x1 convolution where channels change.
 
-    def __init__(self, before: int, after: int, groups: int) -> None:
+    The sum is modulated where there are several stages.
+    """
+
+    def __init__(self, before: int, after: int, groups: int, stages: int = 1) -> None:
         super().__init__()
         self.first_norm = _norm(before, groups)
         self.first = nn.Conv2d(before, after, 3, padding=1)
         self.second_norm = _norm(after, groups)
         self.second = nn.Conv2d(after, after, 3, padding=1)
         self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
+        self.modulation = StageModulation(stages, after) if stages > 1 else None
 
-    def forward(self, values: Float[Tensor, "b before rows columns"]) -> Float[Tensor, "b after rows columns"]:
+    def forward(
+        self, values: Float[Tensor, "b before rows columns"], prefix: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b after rows columns"]:
         """The shortcut and what the block adds to it."""
         added: Tensor = self.second(silu(self.second_norm(self.first(silu(self.first_norm(values))))))
         kept: Tensor = self.shortcut(values)
-        return kept + added
+        made = kept + added
+        return made if self.modulation is None else self.modulation(made, prefix)
 
 
 @final
@@ -238,30 +252,36 @@ def _norm(width: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, width, eps=1e-6)
 
 
-def _blocks(before: int, after: int, depth: int, groups: int, *, attentive: bool) -> list[nn.Module]:
+def _blocks(before: int, after: int, depth: int, groups: int, stages: int = 1, *, attentive: bool) -> list[nn.Module]:
     """The residual blocks of a level, each followed by attention if the level is `attentive`."""
     blocks: list[nn.Module] = []
     for place in range(depth):
-        blocks.append(ResidualBlock(after if place else before, after, groups))
+        blocks.append(ResidualBlock(after if place else before, after, groups, stages))
         if attentive:
             blocks.append(Attention(after, groups))
     return blocks
 
 
-def _middle(width: int, groups: int) -> nn.Sequential:
+def _middle(width: int, groups: int, stages: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        ResidualBlock(width, width, groups), Attention(width, groups), ResidualBlock(width, width, groups)
+        ResidualBlock(width, width, groups, stages),
+        Attention(width, groups),
+        ResidualBlock(width, width, groups, stages),
     )
 
 
 def _through(
-    parts: Iterable[nn.Module], values: Float[Tensor, "b before rows columns"], recompute: bool
+    parts: Iterable[nn.Module],
+    values: Float[Tensor, "b before rows columns"],
+    recompute: bool,
+    prefix: Int[Tensor, " b"] | None = None,
 ) -> Float[Tensor, "b after rows2 columns2"]:
     """The values after all blocks of all parts."""
     for part in parts:
         for block in part.children():
+            given = (values, prefix) if isinstance(block, ResidualBlock) else (values,)
             # Blocks draw nothing at random, so there is no state of a generator to bring back.
             values = (
-                checkpoint(block, values, use_reentrant=False, preserve_rng_state=False) if recompute else block(values)
+                checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False) if recompute else block(*given)
             )
     return values

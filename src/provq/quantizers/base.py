@@ -10,6 +10,7 @@ the code: 0 is a continuous autoencoder, 1 are discrete tokens. Only training mo
 `enter` projects and relaxes, `leave` projects back; where codes are as long as latents neither projects.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar, final
@@ -38,6 +39,14 @@ class Quantized(NamedTuple):
     quantized: Float[Tensor, "*batch dim"]
     indices: Int[Tensor, "..."]
     loss: Float[Tensor, ""]
+
+
+class Nearest(NamedTuple):
+    """Latents as they are compared with codes, their nearest codes, and the indices of these; NaN and -1 for none."""
+
+    latents: Float[Tensor, "*batch code_dim"]
+    codes: Float[Tensor, "*batch code_dim"]
+    indices: Int[Tensor, "..."]
 
 
 class Quantizer(nn.Module, ABC):
@@ -81,6 +90,14 @@ class Quantizer(nn.Module, ABC):
         """Hook: where there is something to decode; where any index is not -1, by default."""
         present = indices != -1
         return present if len(self.codebook_sizes) == 1 else present.any(-1)
+
+    @final
+    def prefix(self, indices: Int[Tensor, "b ..."]) -> Int[Tensor, " b"]:
+        """How many codebooks each item, along the first axis, has a token of; 1 where it has none at all."""
+        of_codebooks = indices[..., None] if len(self.codebook_sizes) == 1 else indices
+        # The axis of length 1 is for items of a single vector, between whose axes there is nothing to look through.
+        present = (of_codebooks != -1)[:, None].flatten(1, -2).any(1)
+        return present.sum(-1).clamp(min=1)
 
     @abstractmethod
     def estimate(
@@ -215,6 +232,21 @@ class Quantizer(nn.Module, ABC):
         absent = z.detach() if mask is None else where_kept(mask, z.detach(), 0.0)
         values = where_kept(keep, values.to(z.dtype), absent)
         return Quantized(values, torch.where(_leading(keep, indices), indices, -1), loss)
+
+    @final
+    def nearest(self, z: Float[Tensor, "*batch dim"]) -> Nearest:
+        """The nearest codes of latents, whatever hardness is; what is not finite has none, and stays NaN.
+
+        Raises:
+            UserError: The last axis is not `dim`.
+        """
+        self._check(z, None)
+        keep = z.abs().amax(-1).isfinite()
+        u = self.enter(where_kept(keep, z, 0.0))
+        indices = self.assign(u)
+        q = self.codes(indices) if self.codebook_sizes else u
+        indices = torch.where(_leading(keep, indices), indices, -1)
+        return Nearest(where_kept(keep, u, math.nan), where_kept(keep, q, math.nan), indices)
 
     @final
     def found(self, latents: Float[Tensor, "..."]) -> None:

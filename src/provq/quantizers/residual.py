@@ -27,8 +27,14 @@ class ResidualQuantizer(Quantizer):
         dim: Length of latents; where it is not that of the stages, the default, learned linear maps lead there and
             back.
         rounds: How often the row of stages is gone through; rounds after the first share its codebooks.
-        dropout: Probability that in training an item, along the first axis, has a random number of stages, at least one
-            (quantizer dropout).
+        dropout: Probability that in training an item, along the first axis, keeps a first part of the N stages only:
+            1 to N - 1 of them, each number as probable as any other. Where L_n is the loss of what n stages decode to,
+            the loss of an item is then in the mean
+
+                dropout / (N - 1) * (L_1 + ... + L_(N - 1)) + (1 - dropout) * L_N,
+
+            the weighted sum over prefixes of ProGIC (arXiv 2603.02897), for one decoding. What a stage pays itself is
+            a mean over the items that have it.
         stagger: How far stages harden one after the other, in [0, 1): 0 together, towards 1 each when the one before is
             hard. A soft stage passes all that is left on, so what the decoder reads hardens with the last stage;
             commitment to a stage follows its own hardness.
@@ -90,10 +96,10 @@ class ResidualQuantizer(Quantizer):
     def choose(self, u: Float[Tensor, "*batch code_dim"], keep: Bool[Tensor, "*batch"]) -> Int[Tensor, "..."]:
         """What each stage takes; in training, some items lack the last stages."""
         indices = self._greedy(u, lambda stage, rest: stage.choose(rest, keep))
-        if not self.training or not self.dropout:
-            return indices
         stages, items = len(self.members) * self.rounds, u.shape[:-1][:1]
-        depth = torch.randint(1, stages + 1, items, device=u.device)
+        if not self.training or not self.dropout or stages == 1:
+            return indices
+        depth = torch.randint(1, stages, items, device=u.device)
         depth = torch.where(torch.rand(items, device=u.device) < self.dropout, depth, stages)
         depth = depth.reshape(-1, *(1,) * (indices.ndim - 1))
         of_stage = [number for number, stage in enumerate(self.members * self.rounds) for _ in stage.codebook_sizes]

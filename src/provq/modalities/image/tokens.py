@@ -7,6 +7,7 @@ A token file holds the tensor `indices`, and as metadata the picture's height an
 tokenizer that made it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,14 +37,22 @@ class PictureTokens(NamedTuple):
 
 
 def encode_picture(tokenizer: Tokenizer, picture: Image.Image, fingerprint: str) -> PictureTokens:
-    """The tokens of a picture; where its sides are no multiples of the encoder's reduction its edges are repeated.
+    """The tokens of a picture; see `indices_of`.
 
     Raises:
         UserError: The tokenizer makes no tokens.
     """
-    values = _padded(to_tensor(picture)[None], tokenizer.encoder.reduction)
-    values = values.to(tokenizer.quantizer.hardness.device)
-    return PictureTokens(tokenizer.encode(values), picture.height, picture.width, fingerprint)
+    return PictureTokens(indices_of(tokenizer, [picture]), picture.height, picture.width, fingerprint)
+
+
+def indices_of(tokenizer: Tokenizer, pictures: Sequence[Image.Image]) -> Int[Tensor, "b ..."]:
+    """The tokens of pictures of one size; where sides are no multiples of the encoder's reduction edges are repeated.
+
+    Raises:
+        UserError: The tokenizer makes no tokens.
+    """
+    values = _padded(torch.stack([to_tensor(picture) for picture in pictures]), tokenizer.encoder.reduction)
+    return tokenizer.encode(values.to(tokenizer.quantizer.hardness.device))
 
 
 def decode_picture(tokenizer: Tokenizer, tokens: PictureTokens) -> Image.Image:
@@ -92,6 +101,6 @@ def read_tokens(path: Path) -> PictureTokens:
     return PictureTokens(indices[None], height, width, fingerprint)
 
 
-def _padded(values: Float[Tensor, "1 3 h w"], multiple: int) -> Float[Tensor, "1 3 h2 w2"]:
+def _padded(values: Float[Tensor, "b 3 h w"], multiple: int) -> Float[Tensor, "b 3 h2 w2"]:
     height, width = values.shape[-2:]
     return pad(values, (0, -width % multiple, 0, -height % multiple), mode="replicate")
