@@ -32,7 +32,7 @@ from provq.evaluation.cost import cost
 from provq.recipe import build_parts, load
 from provq.tokenizer import Tokenizer
 from provq.training.loop import Training, fit
-from provq.training.objective import Objective
+from provq.training.objective import LikenessObjective
 
 BATCH = 8
 WAYS: dict[str, dict[str, Any]] = {
@@ -63,7 +63,8 @@ def ours(items: Noise, recipe: Any, out: Path, **settings: Any) -> Iterator[None
     training = Training(steps=10**6, batch_size=BATCH, learning_rate=1e-4, log_every=1, **settings)
     fabric = Fabric(devices=1, precision=training.precision)
     fabric.launch()
-    for record in fit(tokenizer, training, Constant(1.0), Objective(l2=1.0), items, None, fabric=fabric, out=out):
+    objective = LikenessObjective(l2=1.0)
+    for record in fit(tokenizer, training, Constant(1.0), objective, items, None, fabric=fabric, out=out):
         if record["event"] == "train":
             yield
 

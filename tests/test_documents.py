@@ -17,6 +17,7 @@ PAGES = [
     "docs/export.md",
     "docs/images.md",
     "docs/method.md",
+    "docs/proteins.md",
     "docs/quantizers.md",
     "docs/results.md",
     "docs/tokens.md",

@@ -258,7 +258,7 @@ def test_every_shipped_recipe_builds_its_parts_and_so_does_each_arm_laid_over_it
         assert parts.tokenizer.config["quantizer"]["kind"] == laid.tables["quantizer"]["kind"]
         assert parts.training.steps == laid.tables["training"]["steps"]
         assert parts.schedule(1.0) == (0.0 if arm == "continuous" else 1.0)
-        size = laid.tables["data"]["size"]
+        size = laid.tables["data"].get("size", 0)
         assert size % parts.tokenizer.encoder.reduction == 0, "the pictures do not divide into latents"
 
 
@@ -346,6 +346,7 @@ def test_the_seed_of_a_recipe_fixes_its_weights():
         ("quantizer.kind=vectr", "quantizer.kind: unknown kind 'vectr'; did you mean 'vector'?"),
         ("quantizer.codebook_size=many", "quantizer.codebook_size: input should be a valid integer, got 'many'"),
         ("decoder.dept=2", "decoder.dept: unknown key; did you mean 'depth'?"),
+        ("decoder.stages=3", "decoder.stages is 3, and the quantizer's number of codebooks is 1; let them be equal"),
         ("objective.l22=1", "objective.l22: unknown key; did you mean 'l2'?"),
         ("objective.l2=-1", "objective.l2: input should be greater than or equal to 0, got -1"),
         ("training.step=3", "training.step: unknown key; did you mean 'steps'?"),

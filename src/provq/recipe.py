@@ -83,19 +83,21 @@ def build_parts(recipe: Recipe) -> Parts:
 
     from provq import modalities
     from provq.curriculum import kinds
+    from provq.modalities.protein.objective import StructureObjective
     from provq.spec import build, describe, fitting
     from provq.tokenizer import Tokenizer
     from provq.training.loop import Training
-    from provq.training.objective import Objective
+    from provq.training.objective import LikenessObjective, Objective
 
+    objectives: dict[str, type[Objective]] = {"likeness": LikenessObjective, "structure": StructureObjective}
     tables = recipe.tables
     training_table = dict(tables["training"])
     curriculum = training_table.pop("curriculum", {"kind": "cosine"})
     schedule = build(curriculum, kinds.KINDS, where="training.curriculum", local=True)
     training = Training(**fitting(Training, training_table, where="training"))
-    objective_table = dict(tables["objective"])
+    objective_table = {"kind": "likeness", **tables["objective"]}
     adversary_table = objective_table.pop("adversary", None)
-    objective = Objective(**fitting(Objective, objective_table, where="objective"))
+    objective = build(objective_table, objectives, where="objective", local=True)
     modality = build(tables["data"], modalities.KINDS, where="data", local=True)
     torch.manual_seed(training.seed)
     metadata = {"data": describe(modality, modalities.KINDS)}

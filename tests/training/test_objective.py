@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from provq.errors import UsageError
 from provq.tokenizer import Reconstruction
-from provq.training.objective import Objective
+from provq.training.objective import LikenessObjective
 
 
 def made(seed=0):
@@ -28,7 +28,7 @@ def test_each_term_is_its_mean_times_its_weight_and_a_weight_of_zero_leaves_it_o
     errors = reconstruction.output.double().numpy() - items.double().numpy()
     means = {"l2": (errors**2).mean(), "l1": np.abs(errors).mean(), "quantizer": 0.7}
     chosen = {"l2": l2, "l1": l1, "quantizer": quantizer}
-    found = Objective(**chosen)(reconstruction, items)
+    found = LikenessObjective(**chosen)(reconstruction, items)
     assert list(found) == [name for name in means if chosen[name]]
     for name, term in found.items():
         assert term.shape == ()
@@ -37,7 +37,7 @@ def test_each_term_is_its_mean_times_its_weight_and_a_weight_of_zero_leaves_it_o
 
 def test_by_default_the_squared_error_and_the_loss_of_the_quantizer_count_in_full():
     reconstruction, items = made()
-    found = Objective()(reconstruction, items)
+    found = LikenessObjective()(reconstruction, items)
     assert list(found) == ["l2", "quantizer"]
     assert torch.equal(found["quantizer"], reconstruction.loss)
     assert float(found["l2"]) == pytest.approx(float((reconstruction.output - items).double().square().mean()))
@@ -46,7 +46,7 @@ def test_by_default_the_squared_error_and_the_loss_of_the_quantizer_count_in_ful
 def test_gradients_carry_the_weights():
     reconstruction, items = made()
     output, own = reconstruction.output.requires_grad_(), reconstruction.loss.requires_grad_()
-    terms = Objective(l2=3.0, l1=2.0, quantizer=5.0)(reconstruction, items)
+    terms = LikenessObjective(l2=3.0, l1=2.0, quantizer=5.0)(reconstruction, items)
     torch.stack(list(terms.values())).sum().backward()
     error = (output.detach() - items).double()
     expected = (3 * 2 * error + 2 * error.sign()) / error.numel()
@@ -58,10 +58,10 @@ def test_gradients_carry_the_weights():
 @pytest.mark.parametrize("value", [-0.5, "1", True, float("nan")])
 def test_a_weight_that_is_none_is_refused(name, value):
     with pytest.raises(UsageError, match=f"Objective.{name}: .*got {value!r}"):
-        Objective(**{name: value})
+        LikenessObjective(**{name: value})
 
 
 @pytest.mark.parametrize("quantizer", [0.0, 1.0])
 def test_an_objective_that_asks_for_no_likeness_is_refused(quantizer):
     with pytest.raises(UsageError, match="Objective: l2 or l1 must be above 0"):
-        Objective(l2=0.0, l1=0.0, quantizer=quantizer)
+        LikenessObjective(l2=0.0, l1=0.0, quantizer=quantizer)

@@ -52,7 +52,7 @@ def evaluate(
     measures = modality.measures(inception, reference, samples)
     skipped: dict[str, str] = {}
     batches = evaluation_batches(items, batch_size=batch_size, workers=workers)
-    numbers = evaluate_batches(tokenizer, counted(batches, len(items), skipped), measures)
+    numbers = evaluate_batches(tokenizer, counted(batches, len(items), skipped), measures, modality.distortion)
     show_skipped(skipped)
     if not numbers["count"]:
         raise UserError(f"none of the {len(items)} items can be read; the first: {next(iter(skipped.items()))}")

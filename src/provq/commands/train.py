@@ -66,6 +66,7 @@ def train(
         items,
         held_out,
         adversary=parts.adversary,
+        distortion=parts.modality.distortion,
         fabric=fabric,
         out=out,
     )

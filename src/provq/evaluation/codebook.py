@@ -63,12 +63,18 @@ class CodebookStatistics:
     def update(
         self, u: Float[Tensor, "b *grid dim"], q: Float[Tensor, "b *grid dim"], indices: Int[Tensor, "b ..."]
     ) -> None:
-        """Add a batch: latents as the quantizer relaxed them, their codes, and the indices of these."""
+        """Add a batch: latents as the quantizer relaxed them, their codes, and the indices of these.
+
+        A latent that is not finite stands for no position.
+        """
         self.items += len(u)
         dim = u.shape[-1]
         u, q = u.detach().reshape(-1, dim).cpu(), q.detach().reshape(-1, dim).cpu()
-        self.positions += len(u)
         columns = indices.detach().cpu().reshape(len(u), len(self.codebook_sizes)) if self.codebook_sizes else None
+        present = u.isfinite().all(1)
+        if not present.all():
+            u, q, columns = u[present], q[present], None if columns is None else columns[present]
+        self.positions += len(u)
         for place, counts in enumerate(self.counts):
             if columns is not None:
                 present = columns[:, place][columns[:, place] >= 0]  # a coarse scale has a token at some places only

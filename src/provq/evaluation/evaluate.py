@@ -15,6 +15,13 @@ from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer
 
 Watch = Callable[[Tensor, Tensor, Tensor], None]
+Distortion = Callable[[Tensor, Tensor], Tensor]
+"""Of outputs and items: errors, the mean of which over all items is what an output costs."""
+
+
+def squared_error(output: Float[Tensor, "b ..."], items: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    """The squared difference of every value."""
+    return (output - items).square()
 
 
 class Measure(ABC):
@@ -29,17 +36,20 @@ class Measure(ABC):
         """The numbers by name."""
 
 
-def evaluate(tokenizer: Tokenizer, batches: Iterable[Batch], measures: Iterable[Measure]) -> dict[str, float]:
+def evaluate(
+    tokenizer: Tokenizer, batches: Iterable[Batch], measures: Iterable[Measure], distortion: Distortion = squared_error
+) -> dict[str, float]:
     """Measure a tokenizer with hard codes.
 
     Args:
         tokenizer: It is run in evaluation mode, without gradients, and left in the mode it was in.
         batches: The items.
         measures: What to compare outputs with items by.
+        distortion: What an output costs.
 
     Returns:
-        `count`, the numbers of the measures, those of `CodebookStatistics`, and `continuity_gap`: the mean squared
-        error of the decoder on continuous latents over that on hard codes, far above 1 where the decoder
+        `count`, the numbers of the measures, those of `CodebookStatistics`, and `continuity_gap`: what the decoder's
+        outputs cost on continuous latents over what they cost on hard codes, far above 1 where the decoder
         understands nothing but its grid.
     """
     measures = list(measures)
@@ -54,8 +64,8 @@ def evaluate(tokenizer: Tokenizer, batches: Iterable[Batch], measures: Iterable[
             u, q = _through_bottleneck(tokenizer, items, statistics.update)
             hard, continuous = tokenizer.decoder(q), tokenizer.decoder(u)
             count += len(items)
-            hard_error += float((hard - items).square().double().sum())
-            continuous_error += float((continuous - items).square().double().sum())
+            hard_error += float(distortion(hard, items).double().sum())
+            continuous_error += float(distortion(continuous, items).double().sum())
             for measure in measures:
                 measure.update(hard, items)
     numbers: dict[str, float] = {"count": count}
@@ -66,7 +76,11 @@ def evaluate(tokenizer: Tokenizer, batches: Iterable[Batch], measures: Iterable[
 
 
 def probe(
-    tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float, watcher: Watcher | None = None
+    tokenizer: Tokenizer,
+    batches: Iterable[Batch],
+    hardness: float,
+    watcher: Watcher | None = None,
+    distortion: Distortion = squared_error,
 ) -> dict[str, float]:
     """Watch a run from outside, without a trace: errors with hard codes, at a hardness and without codes.
 
@@ -75,9 +89,10 @@ def probe(
         batches: The items.
         hardness: That of `loss_current`, in [0, 1].
         watcher: What remembers earlier looks at these items; without it there were none.
+        distortion: What an output costs.
 
     Returns:
-        `loss_hard`, `loss_current`, `loss_continuous` (mean squared errors), `continuity_gap`, which is the third over
+        `loss_hard`, `loss_current`, `loss_continuous` (mean distortions), `continuity_gap`, which is the third over
         the first, `train_eval_gap`, the first less the second, and the numbers of `CodebookStatistics` and `Watcher`.
     """
     statistics = CodebookStatistics(tokenizer.quantizer.code_dim, tokenizer.codebook_sizes)
@@ -87,7 +102,7 @@ def probe(
         statistics.update(u, q, indices)
         seen.append(indices)
 
-    numbers = losses(tokenizer, batches, hardness, watch=watch)
+    numbers = losses(tokenizer, batches, hardness, distortion, watch=watch)
     gaps = {
         "continuity_gap": _continuity_gap(tokenizer, numbers["loss_continuous"], numbers["loss_hard"]),
         "train_eval_gap": numbers["loss_hard"] - numbers["loss_current"],
@@ -97,15 +112,22 @@ def probe(
     return numbers | gaps | statistics.compute(codebooks) | moved
 
 
-def observed(tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float) -> dict[str, float]:
+def observed(
+    tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float, distortion: Distortion = squared_error
+) -> dict[str, float]:
     """What a schedule that closes the loop is shown: `losses`, and `indescribable` of `CodebookStatistics`."""
     statistics = CodebookStatistics(tokenizer.quantizer.code_dim, tokenizer.codebook_sizes)
-    numbers = losses(tokenizer, batches, hardness, watch=statistics.update)
+    numbers = losses(tokenizer, batches, hardness, distortion, watch=statistics.update)
     return numbers | {"indescribable": statistics.indescribable()}
 
 
 def losses(
-    tokenizer: Tokenizer, batches: Iterable[Batch], hardness: float, *, watch: Watch | None = None
+    tokenizer: Tokenizer,
+    batches: Iterable[Batch],
+    hardness: float,
+    distortion: Distortion = squared_error,
+    *,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
     """What items cost with hard codes, at a hardness and without codes, without a trace in the tokenizer.
 
@@ -113,10 +135,11 @@ def losses(
         tokenizer: It is run in evaluation mode, without gradients, and left in the mode it was in.
         batches: The items.
         hardness: That of `loss_current`, in [0, 1].
+        distortion: What an output costs.
         watch: Is given the latents of each batch, their codes and indices.
 
     Returns:
-        `loss_hard`, `loss_current`, `loss_continuous`: mean squared errors.
+        `loss_hard`, `loss_current`, `loss_continuous`: mean distortions.
     """
     device = tokenizer.quantizer.hardness.device
     errors = dict.fromkeys(("loss_hard", "loss_current", "loss_continuous"), 0.0)
@@ -125,10 +148,10 @@ def losses(
         for batch in batches:
             items = batch.values.to(device)
             u, q = _through_bottleneck(tokenizer, items, watch)
-            values += items.numel()
             for name, weight in zip(errors, (1.0, hardness, 0.0), strict=True):
-                output = tokenizer.decoder(torch.lerp(u, q, weight))
-                errors[name] += float((output - items).square().double().sum())
+                costs = distortion(tokenizer.decoder(torch.lerp(u, q, weight)), items)
+                errors[name] += float(costs.double().sum())
+            values += costs.numel()
     return {name: error / max(1, values) for name, error in errors.items()}
 
 
@@ -141,9 +164,7 @@ def _through_bottleneck(
 ) -> tuple[Float[Tensor, "b ... dim"], Float[Tensor, "b ... dim"]]:
     """What the decoder reads of items without codes and with hard ones; `watch` has seen both."""
     quantizer = tokenizer.quantizer
-    u = quantizer.enter(tokenizer.encoder(items))
-    indices = quantizer.assign(u)
-    q = quantizer.codes(indices) if quantizer.codebook_sizes else u
+    u, q, indices = quantizer.nearest(tokenizer.encoder(items))
     if watch is not None:
         watch(u, q, indices)
     return quantizer.leave(u), quantizer.leave(q)

@@ -49,6 +49,7 @@ class Watcher:
         """
         none = torch.empty(0, dtype=torch.int64)
         now = torch.cat([none, *(batch.detach().cpu().flatten() for batch in indices)]).int()
+        now = now[now >= 0]
         mean = statistics.latents.mean()
         numbers = dict.fromkeys(("code_travel", "grid_mapping_index", "encoder_drift", "assignment_churn"), math.nan)
         if self._founded:

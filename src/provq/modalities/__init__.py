@@ -2,7 +2,8 @@
 
 from provq.modalities.base import Modality
 from provq.modalities.image.images import Images
+from provq.modalities.protein.proteins import Proteins
 
-KINDS: dict[str, type[Modality]] = {"image": Images}
+KINDS: dict[str, type[Modality]] = {"image": Images, "protein": Proteins}
 
-__all__ = ["KINDS", "Images", "Modality"]
+__all__ = ["KINDS", "Images", "Modality", "Proteins"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from provq.data import Items
 from provq.errors import UsageError
-from provq.evaluation.evaluate import Measure
+from provq.evaluation.evaluate import Measure, squared_error
 
 
 class Modality(ABC):
@@ -43,6 +43,10 @@ class Modality(ABC):
     @abstractmethod
     def blank_item(self) -> Float[Tensor, "1 ..."]:
         """A batch of one item of the shape that all items have, or may have."""
+
+    def distortion(self, output: Float[Tensor, "b ..."], items: Float[Tensor, "b ..."]) -> Float[Tensor, "..."]:
+        """Errors of outputs, the mean of which is what a run looks at; squared differences of all values by default."""
+        return squared_error(output, items)
 
     @abstractmethod
     def measures(

@@ -2,6 +2,9 @@
 
 from provq.networks.base import Decoder, Encoder
 from provq.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from provq.networks.geometric_attention import GeometricAttentionEncoder
+from provq.networks.local_frame import LocalFrameEncoder
+from provq.networks.structure_decoder import StructureDecoder
 from provq.networks.vit import VitDecoder, VitEncoder
 from provq.networks.vqgan import VqganDecoder, VqganEncoder
 
@@ -9,11 +12,14 @@ ENCODERS: dict[str, type[Encoder]] = {
     "convolutional": ConvolutionalEncoder,
     "vqgan": VqganEncoder,
     "vit": VitEncoder,
+    "local_frame": LocalFrameEncoder,
+    "geometric_attention": GeometricAttentionEncoder,
 }
 DECODERS: dict[str, type[Decoder]] = {
     "convolutional": ConvolutionalDecoder,
     "vqgan": VqganDecoder,
     "vit": VitDecoder,
+    "structure": StructureDecoder,
 }
 
 __all__ = [
@@ -23,6 +29,9 @@ __all__ = [
     "ConvolutionalEncoder",
     "Decoder",
     "Encoder",
+    "GeometricAttentionEncoder",
+    "LocalFrameEncoder",
+    "StructureDecoder",
     "VitDecoder",
     "VitEncoder",
     "VqganDecoder",

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def where_kept(
@@ -13,5 +14,9 @@ def where_kept(
 
 
 def is_seen(condition: Bool[Tensor, ""]) -> bool:
-    """Whether a condition holds and can be looked at for nothing: a GPU would have to wait, a compiler cannot."""
-    return condition.device.type == "cpu" and not torch.compiler.is_compiling() and bool(condition)
+    """Whether a condition holds and can be looked at for nothing: a GPU would have to wait, a compiler cannot.
+
+    Nor can it be seen in a tensor that has a shape and no values.
+    """
+    has_value = condition.device.type == "cpu" and not isinstance(condition, FakeTensor)
+    return has_value and not torch.compiler.is_compiling() and bool(condition)

@@ -22,7 +22,7 @@ from provq.data import Batch, Items, evaluation_batches, training_batches
 from provq.errors import DivergenceError, UsageError
 from provq.evaluation.alarms import Alarms
 from provq.evaluation.codebook import codebooks_of
-from provq.evaluation.evaluate import observed, probe
+from provq.evaluation.evaluate import Distortion, observed, probe, squared_error
 from provq.evaluation.watch import Watcher
 from provq.ops.blend import TokensHarden
 from provq.ops.collectives import ranks, sum_over_ranks, words_of_all_ranks
@@ -157,6 +157,7 @@ def fit(
     held_out: Items | None,
     *,
     adversary: Adversary | None = None,
+    distortion: Distortion = squared_error,
     fabric: Fabric,
     out: Path,
 ) -> Iterator[Record]:
@@ -170,6 +171,7 @@ def fit(
         items: What to train on.
         held_out: What to look at with `probe`; without it nothing is probed.
         adversary: What else the tokenizer is to convince, if anything.
+        distortion: What `probe` and a schedule that observes measure errors by.
         fabric: Devices and precision, launched.
         out: The folder of the run.
 
@@ -282,7 +284,7 @@ def fit(
         scheduler.step()
         if scheduler.wants_observation:
             seen = _first_batches(items, training.probe_items, training.batch_size)
-            costs = observed(tokenizer, seen, scheduler.last_hardness)
+            costs = observed(tokenizer, seen, scheduler.last_hardness, distortion)
             scheduler.observe(**costs)
             yield {"step": step, "event": "observation", "hardness": scheduler.last_hardness, **costs}
         if len(scheduler.history) > past:
@@ -308,7 +310,7 @@ def fit(
             raise _divergence(f"a weight is not finite after step {step}")
         if looks and held_out is not None:
             looked_at = _first_batches(held_out, training.probe_items, training.batch_size)
-            numbers = probe(evaluated, looked_at, scheduler.last_hardness, watcher)
+            numbers = probe(evaluated, looked_at, scheduler.last_hardness, watcher, distortion)
             look = {"step": step, "event": "probe", "hardness": scheduler.last_hardness, **numbers}
             yield look
             for rule, warning in alarms.after(look, ended=last).items():
@@ -344,7 +346,7 @@ class _FreshLatents:
                 raise _divergence("no latent is finite where the codebook is to be founded")
             self.tokenizer.quantizer(latents)
             # Asked of all ranks: items of several lengths would end the loop sooner on one than on another.
-            seen += int(sum_over_ranks(torch.tensor(latents[..., 0].numel(), device=latents.device)))
+            seen += int(sum_over_ranks(latents.isfinite().all(-1).sum()))
             if seen >= wanted:
                 return
 

@@ -3,6 +3,7 @@
 What it has to convince besides, if anything, is the adversary's affair.
 """
 
+from abc import ABC, abstractmethod
 from typing import Annotated, final
 
 import torch
@@ -19,9 +20,24 @@ from provq.tokenizer import Reconstruction
 Weight = Annotated[float, Field(ge=0)]
 
 
+class Objective(ABC):
+    """Terms with names, the sum of which is to become small."""
+
+    def load(self, device: torch.device) -> None:  # noqa: B027  most need nothing
+        """Hook: read, before the first batch, what is needed beside the tokenizer. Nothing by default.
+
+        Raises:
+            UserError: A file is not there, or holds something else.
+        """
+
+    @abstractmethod
+    def __call__(self, made: Reconstruction, items: Float[Tensor, "b ..."]) -> dict[str, Float[Tensor, ""]]:
+        """The terms by name, weighted; their sum is the loss, and the quantizer's own is called "quantizer"."""
+
+
 @final
-class Objective:
-    """Weighted terms; a weight of 0 leaves its term out.
+class LikenessObjective(Objective):
+    """Likeness value by value, and for pictures to the eye; a weight of 0 leaves its term out.
 
     Args:
         l2: Weight of the mean squared error.
@@ -44,7 +60,7 @@ class Objective:
         perceptual_weight: Weight = 1.0,
     ) -> None:
         if not (l2 or l1):
-            raise UsageError("Objective: l2 or l1 must be above 0, or nothing asks for a likeness")
+            raise UsageError("LikenessObjective: l2 or l1 must be above 0, or nothing asks for a likeness")
         self.l2 = l2
         self.l1 = l1
         self.quantizer = quantizer
@@ -74,7 +90,7 @@ class Objective:
             terms["l1"] = self.l1 * l1_loss(made.output, items)
         if self.perceptual != "none":
             if self._distance is None:
-                raise UsageError("Objective: with a perceptual network call load() before the first batch")
+                raise UsageError("LikenessObjective: with a perceptual network call load() before the first batch")
             terms["perceptual"] = self.perceptual_weight * self._distance(made.output, items)
         if self.quantizer:
             terms["quantizer"] = self.quantizer * made.loss

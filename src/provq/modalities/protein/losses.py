@@ -1,0 +1,139 @@
+"""How far a backbone is from another one, whatever way the two lie in space, as sums that training can make small.
+
+Residues are compared pairwise: some, the `rows`, with all. What either of a pair lacks (NaN) does not count. Distances
+and directions are those of ESM3 (10.1126/science.ads0018), but masked residue by residue; the frame-aligned error is
+that of AlphaFold 2.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from provq.modalities.protein.structure import CA, C, N, chain_breaks
+from provq.ops.frames import is_present, of_neighbours, residue_frames, to_residue
+
+_ATOMS = 3  # N, CA and C
+_LARGEST_SQUARE = 25.0  # square angstrom; errors of 5 angstrom and more count alike
+_LARGEST_PRODUCT = 20.0
+_LARGEST_DISTANCE = 10.0  # angstrom
+
+
+def drawn_rows(
+    backbone: Float[Tensor, "b length 4 3"], number: int
+) -> tuple[Int[Tensor, "b rows"], Bool[Tensor, "b rows"]]:
+    """So many residues of each chain by chance, and which of them count: a shorter one has fewer."""
+    present = is_present(backbone)
+    keys = torch.where(present, torch.rand(present.shape, device=present.device), 2.0)
+    drawn, rows = keys.topk(min(number, present.shape[1]), largest=False)
+    return rows, drawn < 2
+
+
+def distance_error(
+    output: Float[Tensor, "b length 4 3"],
+    target: Float[Tensor, "b length 4 3"],
+    rows: Int[Tensor, "b rows"],
+    counts: Bool[Tensor, "b rows"],
+) -> Float[Tensor, ""]:
+    """The mean squared error of distances between N, CA and C, in square angstrom, each at most 25.
+
+    Args:
+        output: The backbones that are to become like the others.
+        target: Those that they are to become like.
+        rows: The residues that are compared with all.
+        counts: Which of these there are.
+    """
+    present = is_present(target)
+    own, others = (_distances(_atoms(backbone, present), rows) for backbone in (output, target))
+    pairs = _pairs(counts, present, _ATOMS) & (others > 0)  # an atom has no distance from itself
+    return _mean((own - others).square().clamp_max(_LARGEST_SQUARE), pairs)
+
+
+def direction_error(
+    output: Float[Tensor, "b length 4 3"],
+    target: Float[Tensor, "b length 4 3"],
+    rows: Int[Tensor, "b rows"],
+    counts: Bool[Tensor, "b rows"],
+) -> Float[Tensor, ""]:
+    """The mean squared error of the inner products of bonds and normals, each at most 20.
+
+    Of a residue these are N to CA, CA to C, C to the next N, and the normals -(N CA x CA C), (C before, N x N CA) and
+    (CA C x C N behind); those at the end of a chain, or at a break of it, have none. The arguments are those of
+    `distance_error`.
+    """
+    present = is_present(target)
+    linked = _between_bonded(target, present)
+    own, others = (_directions(_atoms(backbone, present)) for backbone in (output, target))
+    products = [
+        torch.einsum("brkd,blmd->brklm", of_neighbours(vectors, rows[..., None])[:, :, 0], vectors)
+        for vectors in (own, others)
+    ]
+    error = (products[0] - products[1]).square().clamp_max(_LARGEST_PRODUCT)
+    pairs = (counts & linked.gather(1, rows))[:, :, None] & linked[:, None]
+    return _mean(error, pairs[:, :, None, :, None].expand_as(error))
+
+
+def aligned_error(
+    output: Float[Tensor, "b length 4 3"],
+    target: Float[Tensor, "b length 4 3"],
+    rows: Int[Tensor, "b rows"],
+    counts: Bool[Tensor, "b rows"],
+) -> Float[Tensor, ""]:
+    """The mean distance of N, CA and C as the rows' residues see them, each at most 10 angstrom, in units of 10.
+
+    The frame-aligned point error of AlphaFold 2 (10.1038/s41586-021-03819-2, supplement, algorithm 28); unlike
+    distances it tells a chain from its mirror image. The arguments are those of `distance_error`.
+    """
+    present = is_present(target)
+    seen = [_seen_from(backbone, present, rows) for backbone in (output, target)]
+    # The root has no slope at 0.
+    distance = ((seen[0] - seen[1]).square().sum(-1) + 1e-4).sqrt().clamp_max(_LARGEST_DISTANCE)
+    pairs = (counts[:, :, None] & present[:, None]).repeat_interleave(_ATOMS, -1)
+    return _mean(distance, pairs) / _LARGEST_DISTANCE
+
+
+def _atoms(backbone: Float[Tensor, "b length 4 3"], present: Bool[Tensor, "b length"]) -> Float[Tensor, "b length 3 3"]:
+    """N, CA and C, and zeros where there is no residue: what is not a number would be one in no gradient."""
+    return torch.where(present[..., None, None], backbone[:, :, :_ATOMS], 0.0)
+
+
+def _distances(
+    atoms: Float[Tensor, "b length 3 3"], rows: Int[Tensor, "b rows"]
+) -> Float[Tensor, "b atoms_of_rows atoms_of_all"]:
+    chosen = of_neighbours(atoms, rows[..., None])[:, :, 0]
+    return torch.cdist(chosen.flatten(1, 2), atoms.flatten(1, 2), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _pairs(
+    counts: Bool[Tensor, "b rows"], present: Bool[Tensor, "b length"], atoms: int
+) -> Bool[Tensor, "b atoms_of_rows atoms_of_all"]:
+    return counts.repeat_interleave(atoms, -1)[:, :, None] & present.repeat_interleave(atoms, -1)[:, None]
+
+
+def _between_bonded(
+    target: Float[Tensor, "b length 4 3"], present: Bool[Tensor, "b length"]
+) -> Bool[Tensor, "b length"]:
+    """Residues that are bonded to one on either side, both of which are present."""
+    bonded = ~chain_breaks(target) & present[:, 1:] & present[:, :-1]
+    ends = torch.zeros_like(present[:, :1])
+    return torch.cat([ends, bonded], 1) & torch.cat([bonded, ends], 1)
+
+
+def _directions(atoms: Float[Tensor, "b length 3 3"]) -> Float[Tensor, "b length 6 3"]:
+    n, ca, c = atoms[:, :, N], atoms[:, :, CA], atoms[:, :, C]
+    to_ca, to_c = ca - n, c - ca
+    to_next = n.roll(-1, 1) - c
+    from_before = n - c.roll(1, 1)
+    normals = [torch.linalg.cross(a, b) for a, b in ((to_c, to_ca), (from_before, to_ca), (to_c, to_next))]
+    return torch.stack([to_ca, to_c, to_next, *normals], 2)
+
+
+def _seen_from(
+    backbone: Float[Tensor, "b length 4 3"], present: Bool[Tensor, "b length"], rows: Int[Tensor, "b rows"]
+) -> Float[Tensor, "b rows atoms_of_all 3"]:
+    frames = residue_frames(torch.where(present[..., None, None], backbone, 0.0))
+    chosen = type(frames)(*(of_neighbours(part, rows[..., None])[:, :, 0] for part in frames))
+    return to_residue(chosen, _atoms(backbone, present).flatten(1, 2)[:, None])
+
+
+def _mean(errors: Float[Tensor, "..."], pairs: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
+    return torch.where(pairs, errors, 0.0).sum() / pairs.sum().clamp_min(1)
