@@ -93,7 +93,7 @@ def write_store(folder: Path, codes: int, items: int, tokens: int) -> None:
             for label, index in zip(classes, part, strict=True)
         ]
         indices = torch.from_numpy(chance.integers(0, codes, (len(part), tokens)))
-        rows.add(keys, torch.tensor(classes), ["none"] * len(part), indices)
+        rows.add(keys, torch.tensor(classes), ["none"] * len(part), list(indices))
         content = rows.to_parquet()
         (folder / plan.file(number)).write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()

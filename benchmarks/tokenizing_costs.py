@@ -64,7 +64,7 @@ def of_a_shard(items: int, tokens: int, codebook_sizes: tuple[int, ...]) -> tupl
         part = range(first, min(first + 1024, items))
         labels = torch.tensor([index // 1300 for index in part])
         names = [f"n{1440764 + 977 * (index // 1300):08d}_{7919 * index % 14000}.JPEG" for index in part]
-        rows.add(names, labels, ["none"] * len(part), torch.randint(codebook_sizes[0], (len(part), tokens)))
+        rows.add(names, labels, ["none"] * len(part), list(torch.randint(codebook_sizes[0], (len(part), tokens))))
     size = 0
 
     def make() -> None:

@@ -39,7 +39,8 @@ def test_reconstruct_is_the_model_itself(run, pictures, tmp_path):
 
 
 def test_a_sheet_shows_each_original_beside_its_reconstruction(run, pictures, tmp_path):
-    (sheet,) = provq.reconstruct(run, [str(pictures / "a.png"), str(pictures / "b")], out=tmp_path / "sheet.png")
+    made = provq.reconstruct(run, [str(pictures / "a.png"), str(pictures / "b")], out=tmp_path / "sheet.png")
+    (sheet,) = made.files
     with Image.open(sheet) as picture:
         assert picture.size == (2 + 2 * (37 + 2), 2 + 3 * (40 + 2))
 

@@ -30,7 +30,7 @@ def write_store(folder, tokens, items_per_shard, codebook_sizes=(16,), keys=None
         for index in plan.positions(number):
             key = f"item-{index}" if keys is None else keys[index]
             label = index - 1 if labels is None else labels[index]
-            rows.add([key], torch.tensor([label]), ["none"], torch.as_tensor(tokens[index])[None])
+            rows.add([key], torch.tensor([label]), ["none"], [torch.as_tensor(tokens[index])])
         content = rows.to_parquet()
         (folder / plan.file(number)).write_bytes(content)
         record = ShardRecord(

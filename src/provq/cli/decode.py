@@ -13,7 +13,7 @@ def decode(
     out: OutFolder,
     json: Json = None,
 ) -> None:
-    """Turn token files back into pictures."""
+    """Turn token files back into pictures or structures."""
     from provq.commands.decode import decode as run
 
     write_json({"written": run(checkpoint, tokens, out=out)}, json)

@@ -12,11 +12,23 @@ def reconstruct(
     checkpoint: Checkpoint,
     inputs: Inputs,
     out: Annotated[
-        Path, typer.Option(help="A .png file for one sheet beside the originals, or a folder for one PNG a picture.")
+        Path,
+        typer.Option(
+            help="A folder, for one file an input; or, of pictures, a .png file for one sheet beside the originals."
+        ),
     ],
     json: Json = None,
 ) -> None:
-    """Pass pictures through tokens and back."""
+    """Pass pictures or structures through tokens and back."""
     from provq.commands.reconstruct import reconstruct as run
 
-    write_json({"written": run(checkpoint, inputs, out=out)}, json)
+    made = run(checkpoint, inputs, out=out)
+    if made.rows and str(json) != "-":
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*made.rows[0], box=None)
+        for row in made.rows:
+            table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+        Console().print(table)
+    write_json({"written": made.files, "rows": made.rows}, json)

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from provq.commands.pictures import Pictures
 from provq.errors import UsageError
+from provq.modalities.image.files import Pictures
 from provq.modalities.image.tokens import indices_of
 from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer, opened

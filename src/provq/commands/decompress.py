@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from provq.commands.pictures import Places
 from provq.errors import UserError
 from provq.files import write_whole
+from provq.modalities.files import Places
 from provq.modalities.image.pixels import to_png
 from provq.modalities.image.tokens import PictureTokens, decode_picture
 from provq.ops.modes import evaluating

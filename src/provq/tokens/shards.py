@@ -49,15 +49,19 @@ class Rows:
         self._shapes: list[tuple[int, ...]] = []
 
     def add(
-        self, keys: Sequence[str], labels: Int[Tensor, " b"], views: Sequence[str], indices: Int[Tensor, "b ..."]
+        self,
+        keys: Sequence[str],
+        labels: Int[Tensor, " b"],
+        views: Sequence[str],
+        indices: Sequence[Int[Tensor, "..."]],
     ) -> None:
-        """Add a batch of items."""
+        """Add items, each with its tokens."""
         # Names of files may hold bytes that are no text.
         self._keys += [key.encode(errors="backslashreplace").decode() for key in keys]
         self._labels += labels.tolist()
         self._views += views
-        self._shapes += [tuple(indices.shape[1:])] * len(keys)
-        self._indices.append(indices.reshape(-1).cpu().numpy())
+        self._shapes += [tuple(each.shape) for each in indices]
+        self._indices += [each.reshape(-1).numpy() for each in indices]
 
     def counted(self) -> dict[str, int]:
         """The number of items, of indices, and of those that are absent."""

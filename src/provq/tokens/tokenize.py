@@ -234,21 +234,31 @@ def _encoded(
     return EncodedShard(content, ShardRecord(**rows.counted(), size=len(content), sha256=digest, skipped=skipped))
 
 
-def _tokens(tokenizer: Tokenizer, batch: Batch) -> tuple[Batch, Int[Tensor, "b ..."]]:
-    """A batch and its tokens; an item that the encoder makes nothing finite of joins those that could not be read."""
+def _tokens(tokenizer: Tokenizer, batch: Batch) -> tuple[Batch, list[Int[Tensor, "..."]]]:
+    """A batch and each item's tokens, as many as it is long where items are ragged.
+
+    An item that the encoder makes nothing finite of joins those that could not be read.
+    """
+    encoded, tokens = _together(tokenizer, batch)
+    if tokenizer.encoder.ragged:
+        return encoded, [own[:length] for own, length in zip(tokens, encoded.lengths, strict=True)]
+    return encoded, list(tokens)
+
+
+def _together(tokenizer: Tokenizer, batch: Batch) -> tuple[Batch, Int[Tensor, "b ..."]]:
     if not batch.keys:
         return batch, torch.empty(0, dtype=torch.int64)
     values = batch.values.to(tokenizer.quantizer.hardness.device, non_blocking=True)
     with evaluating(tokenizer):
         try:
-            return batch, tokenizer.encode(values)
+            return batch, tokenizer.encode(values).cpu()
         except UserError:
             kept: list[int] = []
             tokens: list[Tensor] = []
             skipped = list(batch.skipped)
             for place, key in enumerate(batch.keys):
                 try:
-                    tokens.append(tokenizer.encode(values[place : place + 1]))
+                    tokens.append(tokenizer.encode(values[place : place + 1]).cpu())
                     kept.append(place)
                 except UserError as error:
                     skipped.append(Skipped(key, str(error)))
@@ -258,6 +268,7 @@ def _tokens(tokenizer: Tokenizer, batch: Batch) -> tuple[Batch, Int[Tensor, "b .
         tuple(batch.keys[place] for place in kept),
         tuple(skipped),
         tuple(batch.views[place] for place in kept),
+        tuple(batch.lengths[place] for place in kept),
     )
     return rest, torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.int64)
 
@@ -286,9 +297,11 @@ def _compared(tokenizer: Tokenizer, batch: Batch, stored: Shard) -> tuple[int, i
     rows = {name: row for row, name in enumerate(zip(stored.keys.to_pylist(), stored.views.to_pylist(), strict=True))}
     encoded, tokens = _tokens(tokenizer, batch)
     compared = differing = 0
-    for name, indices in zip(zip(encoded.keys, encoded.views, strict=True), tokens.cpu(), strict=True):
+    for name, indices in zip(zip(encoded.keys, encoded.views, strict=True), tokens, strict=True):
         before = stored.indices(rows[name]) if name in rows else None
         compared += indices.numel()
-        equal = before is not None and before.shape == indices.shape
-        differing += int((before != indices).sum()) if equal else indices.numel()
+        if before is None or before.shape != indices.shape:
+            differing += indices.numel()
+        else:
+            differing += int(before.ne(indices).sum())
     return compared, differing
