@@ -44,6 +44,7 @@ class ShardCache:
         self.folder = folder
         self.keep = keep
         self._threads: list[Thread] = []
+        self._failed: set[str] = set()  # places that could not be had ahead of their turn
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_threads": []}
@@ -72,8 +73,10 @@ class ShardCache:
     def expect(self, place: str) -> None:
         """Fetch a shard in the background, unless it is at hand or enough are being fetched."""
         self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if not is_remote(place) or place in self._failed or len(self._threads) >= _AT_A_TIME:
+            return
         path = self._path(place)
-        if is_remote(place) and len(self._threads) < _AT_A_TIME and not (path.exists() or _unfinished(path).exists()):
+        if not (path.exists() or _unfinished(path).exists()):
             # It ends with its process: what it leaves half done the next one to fetch this shard or another removes.
             thread = Thread(target=self._fetch_ahead, args=(place,), daemon=True)
             self._threads.append(thread)
@@ -99,8 +102,11 @@ class ShardCache:
 
     def _fetch_ahead(self, place: str) -> None:
         # If another process is at it, or it fails, whoever needs the shard will wait for it, or try again and tell.
-        with suppress(Timeout, UserError, OSError), self.lock(self._path(place).name, wait=False):
-            self._fetch(place)
+        try:
+            with suppress(Timeout), self.lock(self._path(place).name, wait=False):
+                self._fetch(place)
+        except (UserError, OSError):
+            self._failed.add(place)
 
     def _fetch(self, place: str) -> None:
         path = self._path(place)
