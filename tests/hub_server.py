@@ -1,4 +1,8 @@
-"""A hub on this machine: the few addresses of the Hugging Face hub that pushing and reading a tokenizer need."""
+"""A hub on this machine: the few addresses of the Hugging Face hub that pushing and reading need.
+
+Repositories of models are called `organisation/name`, those of data sets `datasets/organisation/name`. Parquet files
+are uploaded one by one, as large files are, and all others within the commit.
+"""
 
 import base64
 import hashlib
@@ -9,7 +13,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-REPOSITORY = r"(?P<name>[^/]+/[^/]+)"
+REPOSITORY = r"(?P<name>[^/]+/[^/]+?)"
+KIND = "(?P<kind>models|datasets)"
 
 
 class Hub:
@@ -17,6 +22,8 @@ class Hub:
 
     def __init__(self):
         self.branches = {}
+        self.seen = {}  # files, by repository and commit, of the states that somebody asked for
+        self.large = {}  # what was uploaded outside of commits, by checksum
         self.private = {}
         self.refused = {}  # by repository, the status and what the hub calls the reason
         self.asked = []
@@ -27,13 +34,18 @@ class Hub:
         self.private[name] = private
 
     def commit_of(self, name, branch):
-        return hashlib.sha1(f"{name} {branch}".encode()).hexdigest()
+        digest = hashlib.sha1(f"{name} {branch}".encode())
+        for path, data in sorted(self.branches[name][branch].items()):
+            digest.update(path.encode() + hashlib.sha1(data).digest())
+        return digest.hexdigest()
 
-    def files_at(self, name, revision):
-        for branch, files in self.branches.get(name, {}).items():
-            if revision in (branch, self.commit_of(name, branch)):
-                return branch, files
-        return None, None
+    def state_at(self, name, revision):
+        """The commit that a branch or a commit is, and its files."""
+        if revision in self.branches[name]:
+            commit = self.commit_of(name, revision)
+            self.seen[name, commit] = dict(self.branches[name][revision])
+            revision = commit
+        return revision, self.seen.get((name, revision))
 
 
 @contextmanager
@@ -55,6 +67,9 @@ def serving():
         def do_POST(self):
             self.answer("POST")
 
+        def do_PUT(self):
+            self.answer("PUT")
+
         def answer(self, method):
             path = unquote(urlsplit(self.path).path)
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -63,6 +78,8 @@ def serving():
                 found = re.fullmatch(pattern, path)
                 if found and method in of_method:
                     groups = found.groupdict()
+                    if groups.pop("kind", None) == "datasets":
+                        groups["name"] = f"datasets/{groups['name']}"
                     if groups.get("name") in hub.refused:
                         status, code = hub.refused[groups["name"]]
                         return self.reply(status, b"{}", {"X-Error-Code": code, "X-Error-Message": f"{code}."})
@@ -86,6 +103,7 @@ def serving():
         def create(self, content):
             wanted = json.loads(content)
             name = f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
+            name = f"datasets/{name}" if wanted.get("type") == "dataset" else name
             if name in hub.refused:
                 return self.reply(hub.refused[name][0], b"{}", {"X-Error-Message": "not yours"})
             known = name in hub.branches
@@ -94,13 +112,13 @@ def serving():
             return self.reply_json({"url": f"{hub.url}/{name}"}, 409 if known else 200)
 
         def info(self, content, name, revision="main"):
-            branch, _ = hub.files_at(name, revision)
-            if branch is None:
+            commit, files = hub.state_at(name, revision)
+            if files is None:
                 return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            return self.reply_json({"id": name, "sha": hub.commit_of(name, branch), "private": hub.private[name]})
+            return self.reply_json({"id": name, "sha": commit, "private": hub.private[name]})
 
         def tree(self, content, name, revision):
-            _, files = hub.files_at(name, revision)
+            _, files = hub.state_at(name, revision)
             return self.reply_json(
                 [
                     {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
@@ -109,9 +127,9 @@ def serving():
             )
 
         def resolve(self, content, name, revision, path):
-            branch, files = hub.files_at(name, revision)
+            commit, files = hub.state_at(name, revision)
             etag = hashlib.sha1(files[path]).hexdigest()
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": hub.commit_of(name, branch)}
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
             return self.reply(200, files[path], headers)
 
         def branch(self, content, name, branch):
@@ -123,16 +141,34 @@ def serving():
             return self.reply_json(
                 {
                     "files": [
-                        {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                        {
+                            "path": file["path"],
+                            "uploadMode": "lfs" if file["path"].endswith(".parquet") else "regular",
+                            "shouldIgnore": False,
+                            "oid": None,
+                        }
                         for file in files
                     ]
                 }
             )
 
+        def places(self, content, name):
+            objects = json.loads(content)["objects"]
+            return self.reply_json(
+                {"objects": [{**each, "actions": {"upload": {"href": f"{hub.url}/{each['oid']}"}}} for each in objects]}
+            )
+
+        def put(self, content, oid):
+            assert hashlib.sha256(content).hexdigest() == oid
+            hub.large[oid] = content
+            return self.reply_json({})
+
         def commit(self, content, name, revision):
             for line in map(json.loads, content.splitlines()):
                 if line["key"] == "file":
                     hub.branches[name][revision][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "lfsFile":
+                    hub.branches[name][revision][line["value"]["path"]] = hub.large[line["value"]["oid"]]
             commit = hub.commit_of(name, revision)
             return self.reply_json({"commitUrl": f"{hub.url}/{name}/commit/{commit}", "commitOid": commit})
 
@@ -142,13 +178,19 @@ def serving():
     ROUTES = [
         ("/api/repos/create", ("POST",), Handler.create),
         ("/api/validate-yaml", ("POST",), Handler.fine),
-        (f"/api/models/{REPOSITORY}", ("GET",), Handler.info),
-        (f"/api/models/{REPOSITORY}/revision/(?P<revision>.+)", ("GET",), Handler.info),
-        (f"/api/models/{REPOSITORY}/tree/(?P<revision>.+)", ("GET",), Handler.tree),
-        (f"/api/models/{REPOSITORY}/branch/(?P<branch>.+)", ("POST",), Handler.branch),
-        (f"/api/models/{REPOSITORY}/preupload/(?P<revision>.+)", ("POST",), Handler.preupload),
-        (f"/api/models/{REPOSITORY}/commit/(?P<revision>.+)", ("POST",), Handler.commit),
-        (f"/{REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", ("GET", "HEAD"), Handler.resolve),
+        (f"/api/{KIND}/{REPOSITORY}", ("GET",), Handler.info),
+        (f"/api/{KIND}/{REPOSITORY}/revision/(?P<revision>.+)", ("GET",), Handler.info),
+        (f"/api/{KIND}/{REPOSITORY}/tree/(?P<revision>.+)", ("GET",), Handler.tree),
+        (f"/api/{KIND}/{REPOSITORY}/branch/(?P<branch>.+)", ("POST",), Handler.branch),
+        (f"/api/{KIND}/{REPOSITORY}/preupload/(?P<revision>.+)", ("POST",), Handler.preupload),
+        (f"/api/{KIND}/{REPOSITORY}/commit/(?P<revision>.+)", ("POST",), Handler.commit),
+        (
+            f"/(?:(?P<kind>datasets)/)?{REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
+            ("GET", "HEAD"),
+            Handler.resolve,
+        ),
+        (rf"/(?:(?P<kind>datasets)/)?{REPOSITORY}\.git/info/lfs/objects/batch", ("POST",), Handler.places),
+        ("/(?P<oid>[0-9a-f]{64})", ("PUT",), Handler.put),
     ]
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

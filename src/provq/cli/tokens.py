@@ -1,16 +1,18 @@
-"""`provq tokens show` and `export`."""
+"""`provq tokens show`, `export` and `push`."""
 
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from provq.cli.arguments import Json, OutFolder, write_json
 
-tokens = typer.Typer(help="Look into a store of tokens, and export it.", no_args_is_help=True)
-Store = Annotated[Path, typer.Argument(metavar="STORE", help="The folder that `provq tokenize` wrote.")]
+tokens = typer.Typer(help="Look into a store of tokens, export it, and push it.", no_args_is_help=True)
+Store = Annotated[
+    str,
+    typer.Argument(metavar="STORE", help="The folder that `provq tokenize` wrote, or ORG/NAME on the hub."),
+]
 
 
 class Format(StrEnum):
@@ -51,3 +53,20 @@ def export(
     if str(json) != "-":
         sys.stdout.writelines(f"{path}\n" for path in written)
     write_json({"written": written}, json)
+
+
+@tokens.command()
+def push(
+    store: Store,
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository; made where it is missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Let nobody else see it.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch; left out, the main one.")] = None,
+    json: Json = None,
+) -> None:
+    """Put a store on the Hugging Face hub, as a dataset; its manifest names the data as you named them."""
+    from provq.commands.tokens import push as run
+
+    address = run(store, repository, private=private, revision=revision)
+    if str(json) != "-":
+        sys.stdout.write(f"{address}\n")
+    write_json({"commit": address}, json)

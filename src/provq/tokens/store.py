@@ -16,10 +16,11 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from provq import hub
 from provq.data import shuffled_in_groups
 from provq.errors import UsageError, UserError
 from provq.tokenizer import Tokenizer
-from provq.tokens.manifest import Manifest, read_manifest
+from provq.tokens.manifest import NAME, Manifest, read_manifest
 from provq.tokens.shards import Shard, read_shard
 
 REPAIR = "start the `provq tokenize` that made the store again: it makes this shard anew and leaves the others"
@@ -52,33 +53,53 @@ class TokenStore(Dataset[TokenItem]):
     A shard is read when one of its items is first asked for; its checksum is looked at, and it stays in memory.
 
     Args:
-        folder: Where `provq tokenize` put it.
+        folder: Where `provq tokenize` put it; or, as text, the name `organisation/name` of a dataset repository of the
+            Hugging Face hub, where there is no such folder: the store is downloaded once and kept in its cache.
         tokenizer: The tokenizer, or the fingerprint of the one, that the tokens have to be of.
         memory: The bytes of shards that stay in memory; the ones used longest ago are let go.
+        revision: A branch, a tag or a commit of the repository; the newest state of its main branch by default.
 
     Attributes:
+        folder: Where the files are.
         manifest: What the store holds, and which items could not be read.
 
     Raises:
-        UserError: There is no store, shards of it are missing, or it is another tokenizer's.
+        UsageError: A revision was given for a folder.
+        UserError: There is no store, shards of it are missing, it is another tokenizer's, or the hub cannot be reached.
     """
 
-    def __init__(self, folder: str | Path, tokenizer: Tokenizer | str | None = None, *, memory: int = 2**30) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: Tokenizer | str | None = None,
+        *,
+        memory: int = 2**30,
+        revision: str | None = None,
+    ) -> None:
+        self.folder = located(folder, revision)
         self.manifest: Manifest = read_manifest(self.folder)
         self.memory = memory
         plan = self.manifest.plan
+        # It becomes part of names of files, and a manifest may be anybody's.
+        if not str(plan.split).replace("_", "").isalnum():
+            raise UserError(f"{self.folder / NAME}: a split is a word of letters, digits and _, found {plan.split!r}")
         wanted = tokenizer.fingerprint if isinstance(tokenizer, Tokenizer) else tokenizer
         if wanted is not None and wanted != plan.fingerprint:
             raise UserError(
                 f"{folder} holds tokens of the tokenizer {plan.fingerprint}, and this is the tokenizer {wanted}: the "
                 "same numbers mean other codes; take the tokenizer that made the store, or tokenize the data anew"
             )
-        if self.manifest.missing:
+        missing = plan.shards - len(self.manifest.finished)
+        if missing:
             raise UserError(
-                f"{folder} is not finished: {len(self.manifest.missing)} of {plan.shards} shards are missing; start "
-                "the same `provq tokenize` again to go on"
+                f"{folder} is not finished: {missing} of {plan.shards} shards are missing; start the same "
+                "`provq tokenize` again to go on"
             )
+        self._repair = REPAIR
+        if _is_on_hub(folder):
+            self._repair = f"run `hf cache rm dataset/{folder}`, and open the store again, which downloads it anew"
+            # Of the manifest's commit: the branch may have moved meanwhile.
+            hub.download(str(folder), [plan.file(number) for number in range(plan.shards)], self.folder.name, "dataset")
         self._ends = np.cumsum([self.manifest.finished[number].items for number in range(plan.shards)], dtype=np.int64)
         self._held: OrderedDict[int, Shard] = OrderedDict()
 
@@ -155,10 +176,32 @@ class TokenStore(Dataset[TokenItem]):
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: the shard cannot be read: {error.strerror}; {REPAIR}") from error
+            raise UserError(f"{path}: the shard cannot be read: {error.strerror}; {self._repair}") from error
         if not self.manifest.finished[number].fits(content):
-            raise UserError(f"{path}: the shard is damaged: its checksum is not that of the manifest; {REPAIR}")
+            raise UserError(f"{path}: the shard is damaged: its checksum is not that of the manifest; {self._repair}")
         return read_shard(content)
+
+
+def located(store: str | Path, revision: str | None = None) -> Path:
+    """The folder with the manifest of a store, which is downloaded where it is on the Hugging Face hub; no shards are.
+
+    Args:
+        store: The folder; or, as text, the name of a repository, where there is no such folder.
+        revision: A branch, a tag or a commit of the repository; the newest state of its main branch by default.
+
+    Raises:
+        UsageError: A revision was given for a folder.
+        UserError: The repository holds no store, or the hub cannot be reached.
+    """
+    if _is_on_hub(store):
+        return hub.download(str(store), (NAME,), revision, "dataset")
+    if revision is not None:
+        raise UsageError(f"revision={revision!r} is for a repository of the hub, and {store} is read as a folder")
+    return Path(store)
+
+
+def _is_on_hub(store: str | Path) -> bool:
+    return isinstance(store, str) and hub.is_repository(store) and not Path(store).exists()
 
 
 @final
