@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # What an installation is made from; the code itself is read where it lies.
-INSTALLED := pyproject.toml constraints.txt hatch_build.py src/provq/ops/native/nearest_code.cpp
+INSTALLED := pyproject.toml constraints.txt hatch_build.py $(wildcard src/provq/ops/native/*.cpp src/provq/ops/native/*.h)
 
 .PHONY: help demo test test-slow lint bench docs clean
 

@@ -1,4 +1,4 @@
-"""Compiles the native search into the package; where nothing can compile it, the package is pure Python, and slower."""
+"""Compiles native code into the package; where nothing can compile it, the package is pure Python, and slower."""
 
 import os
 import shlex
@@ -10,25 +10,25 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = "src/provq/ops/native/nearest_code.cpp"
+SOURCES = "src/provq/ops/native"
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-pthread"]
 
 
-class NativeSearch(BuildHookInterface):
-    """Runs for wheels and for editable installations; the latter find the library beside its source."""
+class NativeCode(BuildHookInterface):
+    """Runs for wheels and for editable installations; the latter find each library beside its source."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build the library, and say that the wheel is for this platform; any Python will do."""
-        source = Path(self.root, SOURCE)
-        library = source.with_suffix(".so")
-        fault = compiled(source, library)
-        if fault:
-            library.unlink(missing_ok=True)  # of an older source
-            self.app.display_warning(f"provq is built without native code, its search on a CPU is slower: {fault}")
-            return
-        build_data["artifacts"].append(library.relative_to(self.root).as_posix())
-        build_data["pure_python"] = False
-        build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        """Build a library of each source, and say that the wheel is for this platform; any Python will do."""
+        for source in sorted(Path(self.root, SOURCES).glob("*.cpp")):
+            library = source.with_suffix(".so")
+            fault = compiled(source, library)
+            if fault:
+                library.unlink(missing_ok=True)  # of an older source
+                self.app.display_warning(f"provq is built without {library.name} and slower on a CPU: {fault}")
+                continue
+            build_data["artifacts"].append(library.relative_to(self.root).as_posix())
+            build_data["pure_python"] = False
+            build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
 def compiled(source: Path, library: Path) -> str:

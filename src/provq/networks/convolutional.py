@@ -17,6 +17,7 @@ from torch.nn.functional import silu
 from provq.errors import UsageError
 from provq.networks.base import Decoder, Encoder
 from provq.networks.modulation import StageModulation
+from provq.ops.group_norm import silu_of_group_norm
 from provq.spec import checked
 
 Width = Annotated[int, Field(ge=1)]
@@ -150,7 +151,8 @@ class ResidualBlock(nn.Module):
         self, values: Float[Tensor, "b width rows columns"], prefix: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b width rows columns"]:
         """The values and what the block adds to them."""
-        added: Tensor = self.second(silu(self.second_norm(self.first(silu(self.first_norm(values))))))
+        hidden = self.first(silu_of_group_norm(values, self.first_norm))
+        added: Tensor = self.second(silu_of_group_norm(hidden, self.second_norm))
         made = values + added
         return made if self.modulation is None else self.modulation(made, prefix)
 

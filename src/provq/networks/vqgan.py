@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from provq.networks.base import Decoder, Encoder
 from provq.networks.modulation import StageModulation
+from provq.ops.group_norm import silu_of_group_norm
 from provq.spec import checked
 
 Positive = Annotated[int, Field(ge=1)]
@@ -80,7 +81,7 @@ class VqganEncoder(Encoder):
         # With channels last in memory convolutions are faster on a CPU, and latents need no copy.
         values = self.stem(items.contiguous(memory_format=torch.channels_last))
         values = _through([*self.levels, self.middle], values, self.checkpoint_activations)
-        latents: Tensor = self.project(self.head(silu(self.norm(values))))
+        latents: Tensor = self.project(self.head(silu_of_group_norm(values, self.norm)))
         return latents.movedim(1, -1)
 
 
@@ -142,7 +143,7 @@ class VqganDecoder(Decoder):
         """Pictures, not clipped to their range."""
         values = self.stem(self.project(latents.movedim(-1, 1)))
         values = _through([self.middle, *self.levels], values, self.checkpoint_activations, prefix)
-        pictures: Tensor = self.head(silu(self.norm(values)))
+        pictures: Tensor = self.head(silu_of_group_norm(values, self.norm))
         return pictures
 
 
@@ -166,7 +167,8 @@ class ResidualBlock(nn.Module):
         self, values: Float[Tensor, "b before rows columns"], prefix: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b after rows columns"]:
         """The shortcut and what the block adds to it."""
-        added: Tensor = self.second(silu(self.second_norm(self.first(silu(self.first_norm(values))))))
+        hidden = self.first(silu_of_group_norm(values, self.first_norm))
+        added: Tensor = self.second(silu_of_group_norm(hidden, self.second_norm))
         kept: Tensor = self.shortcut(values)
         made = kept + added
         return made if self.modulation is None else self.modulation(made, prefix)

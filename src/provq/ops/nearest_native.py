@@ -5,13 +5,14 @@ It is apart because it is optional: `hatch_build.py` compiles it when the packag
 
 import ctypes
 import os
-import warnings
 from functools import cache
 from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
+
+from provq.ops.native import loaded
 
 _LIBRARY = Path(__file__).parent / "native" / "nearest_code.so"
 _PROCESS = os.getpid()  # the threads of torch do not outlive a fork
@@ -47,14 +48,8 @@ def nearest_code_native(
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    if not _LIBRARY.exists():
-        return None
-    try:
-        library = ctypes.CDLL(str(_LIBRARY))
-    except OSError as error:
-        warnings.warn(
-            f"The native search was compiled for another machine, a slower one is used: {error}", stacklevel=2
-        )
+    library = loaded(_LIBRARY)
+    if library is None:
         return None
     number, address = ctypes.c_int64, ctypes.c_void_p
     library.provq_nearest_code.argtypes = [

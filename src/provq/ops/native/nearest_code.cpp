@@ -5,28 +5,20 @@
 // pass by, and a chunk in the second. All scores of a row come about in the same steps, whichever lane or thread takes
 // them: copies of a code are equal to the last bit, and no answer depends on the number of threads.
 
-#include <dlfcn.h>
-
-#include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdint>
 #include <limits>
-#include <memory>
-#include <new>
 #include <numeric>
-#include <thread>
-#include <vector>
 
-#define INLINE static inline __attribute__((always_inline))  // into functions for one kind of processor each
+#include "work.h"
 
 namespace {
 
-constexpr int kTiles = 8, kLine = 16, kStrip = 64;  // of a chunk, at most; floats of a cache line; of a mean
-constexpr int64_t kChunk = 256 << 10;               // bytes of rows that a thread holds at once, but one tile at least
-constexpr int64_t kBlock = 4 << 20;                 // bytes of codes that are packed at once, but one panel at least
-constexpr int64_t kPacked = 1 << 17;                // numbers to pack that are worth another thread
-constexpr int64_t kProducts = 1 << 21;              // products that are
+constexpr int kTiles = 8, kStrip = 64;  // of a chunk, at most; floats of a mean
+constexpr int64_t kChunk = 256 << 10;   // bytes of rows that a thread holds at once, but one tile at least
+constexpr int64_t kBlock = 4 << 20;     // bytes of codes that are packed at once, but one panel at least
+constexpr int64_t kPacked = 1 << 17;    // numbers to pack that are worth another thread
+constexpr int64_t kProducts = 1 << 21;  // products that are
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Search {
@@ -163,8 +155,6 @@ struct Kernel {
   }
 };
 
-typedef void (*Work)(void*);
-
 struct Way {
   int bytes, rows;
   Work average, pack, search;
@@ -185,56 +175,20 @@ WAY(plain, , 16, 6)
 WAY(plain, , 16, 12)
 #endif
 
-// Kept from search to search: new memory costs as much time as packing what goes into it.
-struct Memory {
-  struct Free {
-    void operator()(float* floats) const { ::operator delete(floats, std::align_val_t(64)); }
-  };
-  std::unique_ptr<float, Free> floats;
-  int64_t size = 0;
-
-  bool holds(int64_t wanted) {
-    if (wanted <= size) return true;
-    size = 0;
-    floats.reset();
-    floats.reset(static_cast<float*>(::operator new(wanted * sizeof(float), std::align_val_t(64), std::nothrow)));
-    if (floats) size = wanted;
-    return size > 0;
-  }
-};
-
-// On the threads of torch, where its OpenMP is GNU's or takes its calls: while they spin, others would wait for a core.
-void on_threads(Work work, Search& search, int threads, bool pool) {
-  typedef void (*Parallel)(Work, void*, unsigned, unsigned);
-  static const Parallel parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+void step(Work work, Search& search, int threads, bool pool) {
   search.next = search.threads = 0;
-  if (threads == 1) return work(&search);
-  if (pool && parallel) return parallel(work, &search, threads, 0);
-  std::vector<std::thread> others;
-  try {
-    for (int i = 1; i < threads; ++i) others.emplace_back(work, &search);
-  } catch (...) {  // those that could be started have to do
-  }
-  work(&search);
-  for (std::thread& other : others) other.join();
+  on_threads(work, &search, threads, pool);
 }
-
-int worth(int threads, int64_t work, int64_t share) {
-  return int(std::max<int64_t>(1, std::min<int64_t>(threads, work / share)));
-}
-
-int64_t whole_lines(int64_t floats) { return (floats + kLine - 1) / kLine * kLine; }
 
 }  // namespace
 
 // The bytes of a register on this processor, or 0 where a library's product is faster than what follows.
 extern "C" int provq_register() {
+  const int widest = widest_register();
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return avx512.bytes;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2.bytes : 0;
-#else
-  return plain.bytes;
+  if (widest == plain.bytes) return 0;
 #endif
+  return widest;
 }
 
 // Writes the index of the nearest code of each vector, or -1 where its squared length is not finite: everywhere, if that
@@ -266,10 +220,10 @@ extern "C" void provq_nearest_code(const float* vectors, int64_t n, const float*
   search.best = search.packed + best, search.centre = search.best + n;
   std::fill_n(search.best, n, -kInfinity);
   std::fill_n(found, n, 0);
-  on_threads(way.average, search, packers, pool);
+  step(way.average, search, packers, pool);
   for (search.first = 0; search.first < codes && search.finite; search.first += search.block) {
-    on_threads(way.pack, search, packers, pool);
-    on_threads(way.search, search, threads, pool);
+    step(way.pack, search, packers, pool);
+    step(way.search, search, threads, pool);
   }
   if (!search.finite) std::fill_n(found, n, -1);
 }
