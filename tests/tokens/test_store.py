@@ -159,6 +159,8 @@ def test_what_is_no_finished_store_is_refused(folder, tmp_path, grids):
         ("[]", "cannot read the manifest"),
         (whole.replace('"format": 1', '"format": 2'), "expected format 1, found 2"),
         (whole.replace('"2": {', '"7": {'), "more shards than it plans"),
+        (whole.replace('"items_per_shard": 4', '"items_per_shard": 0'), "0 a shard"),
+        (whole.replace('"split": "train"', '"split": "../train"'), "a split is a word"),
     ):
         (copy / NAME).write_text(text)
         with pytest.raises(UserError, match=words):

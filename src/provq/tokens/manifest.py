@@ -107,6 +107,12 @@ def read_manifest(folder: Path) -> Manifest:
             raise UserError(f"{path}: expected format {FORMAT}, found {found!r}; update provq")
         plan = Plan(**{name: table[name] for name in Plan._fields})
         plan = plan._replace(codebook_sizes=tuple(plan.codebook_sizes))
+        if plan.items_per_shard < 1 or plan.length < 0:
+            raise ValueError(f"it plans {plan.length} items, {plan.items_per_shard} a shard")
+        if (
+            not str(plan.split).replace("_", "").isalnum()
+        ):  # names of files begin with it, and a manifest may be anybody's
+            raise ValueError(f"a split is a word of letters, digits and _, found {plan.split!r}")
         finished = {int(number): ShardRecord(**record) for number, record in table["shards"].items()}
         if not all(0 <= number < plan.shards for number in finished):
             raise ValueError("it names more shards than it plans")

@@ -80,9 +80,6 @@ class TokenStore(Dataset[TokenItem]):
         self.manifest: Manifest = read_manifest(self.folder)
         self.memory = memory
         plan = self.manifest.plan
-        # It becomes part of names of files, and a manifest may be anybody's.
-        if not str(plan.split).replace("_", "").isalnum():
-            raise UserError(f"{self.folder / NAME}: a split is a word of letters, digits and _, found {plan.split!r}")
         wanted = tokenizer.fingerprint if isinstance(tokenizer, Tokenizer) else tokenizer
         if wanted is not None and wanted != plan.fingerprint:
             raise UserError(
