@@ -71,9 +71,9 @@ class CodebookStatistics:
         dim = u.shape[-1]
         u, q = u.detach().reshape(-1, dim).cpu(), q.detach().reshape(-1, dim).cpu()
         columns = indices.detach().cpu().reshape(len(u), len(self.codebook_sizes)) if self.codebook_sizes else None
-        present = u.isfinite().all(1)
-        if not present.all():
-            u, q, columns = u[present], q[present], None if columns is None else columns[present]
+        finite = u.isfinite().all(1)
+        if not finite.all():
+            u, q, columns = u[finite], q[finite], None if columns is None else columns[finite]
         self.positions += len(u)
         for place, counts in enumerate(self.counts):
             if columns is not None:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from provq.errors import UserError
+from provq.tokenizer import Tokenizer
 
 
 class Reconstructions(NamedTuple):
@@ -16,7 +17,14 @@ class Reconstructions(NamedTuple):
 
 
 class ItemFiles(ABC):
-    """The files of one kind of data in the hands of a tokenizer."""
+    """The files of one kind of data in the hands of a tokenizer.
+
+    Args:
+        tokenizer: What encodes and decodes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
 
     @abstractmethod
     def encode(self, inputs: Sequence[str], out: Path) -> list[Path]:

@@ -13,7 +13,6 @@ from provq.modalities.image.pixels import UnreadableImage, contact_sheet, to_png
 from provq.modalities.image.sources import ImageSource, open_source
 from provq.modalities.image.tokens import SUFFIX, decode_picture, encode_picture, read_tokens, write_tokens
 from provq.ops.modes import evaluating
-from provq.tokenizer import Tokenizer
 from provq.training.log import advancing, show_skipped
 
 _MOST_ON_A_SHEET = 64
@@ -21,14 +20,7 @@ _MOST_ON_A_SHEET = 64
 
 @final
 class PictureFiles(ItemFiles):
-    """Pictures keep their size. An unreadable one is skipped and named at the end.
-
-    Args:
-        tokenizer: What encodes and decodes.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    """Pictures keep their size. An unreadable one is skipped and named at the end."""
 
     def encode(self, inputs: Sequence[str], out: Path) -> list[Path]:
         """Write one token file a picture."""

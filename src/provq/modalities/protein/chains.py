@@ -12,7 +12,7 @@ from torch import Tensor
 
 from provq.data import Item, Items, Skipped, mixed_seed
 from provq.errors import UsageError, UserError, nearest
-from provq.modalities.protein.reading import is_structure, read_structure
+from provq.modalities.protein.reading import read_structure, structure_files
 from provq.modalities.protein.synthetic import synthetic_backbone
 from provq.training.log import advancing
 
@@ -45,17 +45,10 @@ def read_chains(data: str, *, split: Split) -> list[Chain | Skipped]:
         if data != SYNTHETIC:
             raise UsageError(f"no embedded chains are called {data!r}; {nearest(data, (SYNTHETIC,))}")
         return list(_synthetic_chains(split))
-    folder = Path(data)
-    if folder.is_file():
-        return _chains_of(folder, folder.name)
-    if not folder.is_dir():
-        raise UserError(f"{data} is not there; give a structure file, a folder of them, or {SYNTHETIC}")
-    paths = sorted(path for path in folder.rglob("*") if is_structure(path.name) and path.is_file())
-    if not paths:
-        raise UserError(f"{data} holds no structure files; their names end in .pdb, .cif or .bcif, or in these and .gz")
+    files = structure_files(Path(data))
     chains: list[Chain | Skipped] = []
-    for path in advancing(paths, len(paths), "read structures"):
-        chains += _chains_of(path, path.relative_to(folder).as_posix())
+    for name, path in advancing(files, len(files), "read structures"):
+        chains += _chains_of(path, name)
     return chains
 
 

@@ -18,12 +18,12 @@ from provq.errors import UsageError, UserError
 from provq.files import write_whole
 from provq.modalities.files import ItemFiles, Places, Reconstructions, check_made_by, token_files
 from provq.modalities.protein.quality import chain_quality
-from provq.modalities.protein.reading import is_structure, read_structure
+from provq.modalities.protein.reading import is_structure, read_structure, structure_files
 from provq.modalities.protein.structure import Backbone, C, Residue
 from provq.modalities.protein.superposition import superpose
 from provq.modalities.protein.writing import write_structure
+from provq.ops.frames import is_present
 from provq.ops.modes import evaluating
-from provq.tokenizer import Tokenizer
 from provq.training.log import advancing, show_skipped
 
 SUFFIX = ".jsonl"
@@ -32,14 +32,7 @@ _LARGEST = 256 * 2**20  # bytes of a token file
 
 @final
 class StructureFiles(ItemFiles):
-    """Every protein chain of a file is encoded by itself; a file that cannot be read is skipped and named at the end.
-
-    Args:
-        tokenizer: What encodes and decodes.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    """Every protein chain of a file is encoded by itself; an unreadable file is skipped and named at the end."""
 
     def encode(self, inputs: Sequence[str], out: Path) -> list[Path]:
         """Write one token file a structure file."""
@@ -80,7 +73,7 @@ class StructureFiles(ItemFiles):
             made = []
             for backbone in backbones:
                 coordinates = self._decoded(self._tokens(backbone))
-                present = coordinates[:, : C + 1].isfinite().all(-1).all(-1) & backbone.complete
+                present = is_present(coordinates) & backbone.complete
                 scores = chain_quality(coordinates[present], backbone.coordinates[present])
                 rows.append({"file": key, "chain": backbone.chain, "residues": int(present.sum()), **scores})
                 made.append(replace(backbone, coordinates=_laid_upon(coordinates, backbone.coordinates)))
@@ -119,7 +112,7 @@ class Structures:
         self.skipped: dict[str, str] = {}
         self._paths: dict[str, Path] = {}
         for text in inputs:
-            for key, path in _structure_files(Path(text)):
+            for key, path in structure_files(Path(text)):
                 if key in self._paths:
                     raise UserError(f"two files are called {key!r}; give the folder that holds both, or two calls")
                 self._paths[key] = path
@@ -141,17 +134,6 @@ class Structures:
         if len(self.skipped) == len(self._paths):
             key, reason = next(iter(self.skipped.items()))
             raise UserError(f"none of the {len(self)} files can be read; the first: {key}: {reason}")
-
-
-def _structure_files(path: Path) -> list[tuple[str, Path]]:
-    if path.is_file():
-        return [(path.name, path)]
-    if not path.is_dir():
-        raise UserError(f"{path} is not there; give a structure file or a folder of them")
-    found = sorted(file for file in path.rglob("*") if is_structure(file.name) and file.is_file())
-    if not found:
-        raise UserError(f"{path} holds no structure files; their names end in .pdb, .cif or .bcif, or in these and .gz")
-    return [(file.relative_to(path).as_posix(), file) for file in found]
 
 
 def _writable(key: str) -> str:

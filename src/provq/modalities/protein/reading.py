@@ -15,7 +15,7 @@ from provq.modalities.protein.structure import Backbone
 
 LARGEST_FILE = 512 * 2**20  # unpacked; the largest entries of the PDB take half of it
 
-__all__ = ["LeftOut", "Structure", "is_structure", "read_chain", "read_structure"]
+__all__ = ["LeftOut", "Structure", "is_structure", "read_chain", "read_structure", "structure_files"]
 
 
 class Structure(NamedTuple):
@@ -33,6 +33,22 @@ class Structure(NamedTuple):
 def is_structure(name: str) -> bool:
     """Whether a file of this name should hold a structure; hidden ones do not count."""
     return _format(name) is not None and not PurePath(name).name.startswith(".")
+
+
+def structure_files(path: Path) -> list[tuple[str, Path]]:
+    """A structure file, or all of a folder at any depth, in the order of their names within it.
+
+    Raises:
+        UserError: There is no such place, or no structure file in it.
+    """
+    if path.is_file():
+        return [(path.name, path)]
+    if not path.is_dir():
+        raise UserError(f"{path} is not there; give a structure file or a folder of them")
+    found = sorted(file for file in path.rglob("*") if is_structure(file.name) and file.is_file())
+    if not found:
+        raise UserError(f"{path} holds no structure files; their names end in .pdb, .cif or .bcif, or in these and .gz")
+    return [(file.relative_to(path).as_posix(), file) for file in found]
 
 
 def read_structure(path: str | Path, *, model: int = 1) -> Structure:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from provq.errors import UsageError
+from provq.ops.frames import is_present
 
 ATOMS = ("N", "CA", "C", "O")  # the second axis of coordinates
 N, CA, C = range(3)  # the three that hold the chain together
@@ -76,7 +77,7 @@ class Backbone:
     @property
     def complete(self) -> Bool[Tensor, " length"]:
         """Whether N, CA and C of a residue are there, all that it takes to know its orientation."""
-        return self.coordinates[:, : C + 1].isfinite().all(dim=(-2, -1))
+        return is_present(self.coordinates)
 
     @property
     def breaks(self) -> Bool[Tensor, " links"]:

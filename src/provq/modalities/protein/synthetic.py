@@ -14,7 +14,7 @@ from torch import Tensor
 from provq.errors import UsageError
 from provq.modalities.protein.geometry import IDEAL_ANGLES, IDEAL_BONDS
 from provq.modalities.protein.structure import Backbone, Residue
-from provq.ops.frames import Frames, axes, to_chain
+from provq.ops.frames import Frames, axes, place_atom, to_chain
 
 _N_CA, _CA_C, _C_O, _C_N = IDEAL_BONDS
 _N_CA_C, _CA_C_O, _CA_C_N, _C_N_CA = IDEAL_ANGLES
@@ -78,10 +78,10 @@ def backbone_from_torsions(torsions: Float[Tensor, "*batch length 3"]) -> Float[
     first = torsions.new_tensor([[_N_CA, 0, 0], [0, 0, 0], [_CA_C * math.cos(_N_CA_C), _CA_C * math.sin(_N_CA_C), 0]])
     n, ca, c = first.expand(*psi.shape, 3, 3).unbind(dim=-2)
     # O lies across from the next N, in the plane of the bond.
-    o = _placed(n, ca, c, _C_O, _CA_C_O, psi + math.pi)
-    next_n = _placed(n, ca, c, _C_N, _CA_C_N, psi)
-    next_ca = _placed(ca, c, next_n, _N_CA, _C_N_CA, omega)
-    next_c = _placed(c, next_n, next_ca, _CA_C, _N_CA_C, next_phi)
+    o = place_atom(n, ca, c, _C_O, _CA_C_O, psi + math.pi)
+    next_n = place_atom(n, ca, c, _C_N, _CA_C_N, psi)
+    next_ca = place_atom(ca, c, next_n, _N_CA, _C_N_CA, omega)
+    next_c = place_atom(c, next_n, next_ca, _CA_C, _N_CA_C, next_phi)
     # Each residue is the first one, moved as all bonds before it say.
     turns = axes(next_n - next_ca, next_c - next_ca) @ axes(n - ca, c - ca).mT
     return to_chain(_one_after_another(Frames(turns, next_ca)), torch.stack([n, ca, c, o], dim=-2))
@@ -100,20 +100,3 @@ def _one_after_another(steps: Frames) -> Frames:
         origins = torch.cat([origins[..., :reach, :], moved], dim=-2)
         reach *= 2
     return Frames(rotations, origins)
-
-
-def _placed(
-    a: Float[Tensor, "*batch 3"],
-    b: Float[Tensor, "*batch 3"],
-    c: Float[Tensor, "*batch 3"],
-    bond: float,
-    angle: float,
-    torsion: Float[Tensor, "*batch"],
-) -> Float[Tensor, "*batch 3"]:
-    """The atom at a bond from c, with an angle at c to b, and a torsion about the axis from b to c."""
-    axis = torch.nn.functional.normalize(c - b, dim=-1)
-    up = torch.nn.functional.normalize(torch.linalg.cross(b - a, axis), dim=-1)
-    sideways = torch.linalg.cross(up, axis)
-    across = torsion.cos()[..., None] * sideways + torsion.sin()[..., None] * up
-    direction: Tensor = math.sin(angle) * across - math.cos(angle) * axis
-    return c + bond * direction
