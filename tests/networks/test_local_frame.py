@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from chains import chain
+from scipy.fft import dct
 from torch.nn.functional import gelu
 
 from provq.errors import UsageError
@@ -30,6 +31,16 @@ def written_out(encoder, atoms):
             pairs.append(encoder.embed(features))
     pairs = torch.stack(pairs).reshape(len(atoms), -1, encoder.width)
     residues = pairs.mean(1)
+    if encoder.whole_chain:
+        trace = atoms[:, :3].flatten(0, 1)
+        modes = torch.from_numpy(dct((trace - trace.mean(0)).numpy(), type=2, axis=0))
+        # Columns of the triangular factor are the chain's axes but for their signs.
+        directions = torch.stack((modes[1], modes[2], torch.linalg.cross(modes[1], modes[2])), 1)
+        turn, triangle = torch.linalg.qr(directions)
+        turn = turn * triangle.diagonal().sign()
+        places = (atoms[:, 1] - trace.mean(0)) @ turn
+        turns = (turn.T @ frames.rotations)[..., :2].flatten(1)
+        residues = residues + encoder.place(torch.cat((places / 10, turns), 1))
     for part in encoder.rounds:
         normed, gathered = part.norm(residues), []
         for own in range(len(atoms)):
@@ -49,10 +60,12 @@ def written_out(encoder, atoms):
     return encoder.project(encoder.norm(residues))
 
 
+@pytest.mark.parametrize("whole_chain", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 5, 40])
-def test_latents_are_what_the_definition_says(length):
+def test_latents_are_what_the_definition_says(length, whole_chain):
     torch.manual_seed(0)
-    encoder, atoms = LocalFrameEncoder(3, width=12, depth=2, neighbours=5, heads=3).double(), chain(length)
+    encoder = LocalFrameEncoder(3, width=12, depth=2, neighbours=5, heads=3, whole_chain=whole_chain).double()
+    atoms = chain(length)
     torch.testing.assert_close(encoder(atoms[None])[0], written_out(encoder, atoms))
 
 
@@ -61,7 +74,7 @@ def test_each_round_looks_one_neighbourhood_further_than_ones_own():
     atoms = chain(1)[0] + torch.arange(11)[:, None, None] * torch.tensor([3.8, 0.0, 0.0], dtype=torch.float64)
     for depth in (1, 2, 3):
         torch.manual_seed(0)
-        encoder = LocalFrameEncoder(3, width=12, depth=depth, neighbours=3, heads=3).double()
+        encoder = LocalFrameEncoder(3, width=12, depth=depth, neighbours=3, heads=3, whole_chain=False).double()
         items = atoms[None].clone().requires_grad_()
         encoder(items)[0, 5].sum().backward()
         seen = items.grad[0].abs().sum((1, 2)).nonzero().flatten().tolist()

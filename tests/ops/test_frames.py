@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.fft import dct
 from torch.linalg import cross, qr, vector_norm
 from torch.testing import assert_close
 
@@ -15,6 +16,7 @@ from provq.ops.frames import (
     IDEAL_ATOMS,
     Frames,
     axes,
+    frames_of_chains,
     inverse,
     is_present,
     nearest_residues,
@@ -173,6 +175,36 @@ def test_motions_are_those_of_homogeneous_coordinates(seed, points):
         np.testing.assert_allclose(
             as_matrix(seen_from(frame, other)), np.linalg.inv(matrix) @ as_matrix(other), atol=1e-12
         )
+
+
+@given(seed=seeds, length=st.integers(1, 40))
+def test_the_frame_of_a_chain_has_the_modes_of_its_trace_for_axes(seed, length):
+    backbone = residues(length, seed=seed)
+    trace = backbone[:, :3].flatten(0, 1).numpy()
+    first, second = (torch.from_numpy(mode) for mode in dct(trace - trace.mean(0), type=2, axis=0)[1:3])
+    frame = Frames(*(part[0] for part in frames_of_chains(backbone[None])))
+    assert_close(frame.origins, torch.from_numpy(trace.mean(0)))
+    # Seen from the frame, the first mode lies on x, the second in the half-plane of x and y.
+    x, y = frame.rotations.T @ first, frame.rotations.T @ second
+    assert_close(x[1:], torch.zeros(2, dtype=x.dtype), atol=1e-9 * length**2, rtol=0)
+    assert abs(float(y[2])) < 1e-9 * length**2
+    assert x[0] > 0
+    assert y[1] > 0
+    assert_close(frame.rotations.det(), torch.ones_like(x[0]))
+
+
+@given(seed=seeds, length=st.integers(1, 30))
+def test_the_frame_of_a_chain_moves_with_it_and_counts_residues_that_are_there(seed, length):
+    backbone, motion = residues(length, seed=seed), random_frames(seed=seed + 9)
+    filled = torch.full((2, length + 5, 4, 3), math.nan, dtype=torch.float64)
+    filled[0, :length], filled[1, 3 : 3 + length] = backbone, to_chain(motion, backbone)
+    of_both, of_one = frames_of_chains(filled), frames_of_chains(backbone[None])
+    alone, as_it_is, moved = (
+        as_matrix(Frames(frames.rotations[chain], frames.origins[chain]))
+        for frames, chain in ((of_one, 0), (of_both, 0), (of_both, 1))
+    )
+    assert np.allclose(as_it_is, alone, atol=1e-7)
+    assert np.allclose(moved, as_matrix(motion) @ alone, atol=1e-7)
 
 
 def test_far_from_the_origin_what_is_near_is_seen_to_a_ten_thousandth():

@@ -70,6 +70,25 @@ def residue_frames(backbone: Float[Tensor, "*batch 4 3"]) -> Frames:
     return Frames(axes(ca - c, n - ca), ca)
 
 
+def frames_of_chains(backbone: Float[Tensor, "b length 4 3"]) -> Frames:
+    """The frame of each chain as a whole: the centre of its trace, and axes along the first two of its cosine modes.
+
+    The trace is N, CA and C of one residue after the other, T points x_t; mode k is the sum of cos(pi k (t + 1/2) / T)
+    x_t (the discrete cosine transform of type II). Modes move and turn with the chain, and unlike principal axes they
+    have a sign. At least in float32; the identity where a chain has no residue.
+    """
+    with torch.autocast(backbone.device.type, enabled=False):
+        present = is_present(backbone)[..., None].expand(*backbone.shape[:2], 3).flatten(1)
+        atoms = backbone[:, :, :3].flatten(1, 2).to(torch.promote_types(backbone.dtype, torch.float32))
+        atoms = torch.where(present[..., None], atoms, 0.0)
+        number = present.sum(1, keepdim=True).clamp_min(1)
+        centres = atoms.sum(1) / number
+        off_centre = torch.where(present[..., None], atoms - centres[:, None], 0.0)
+        phases = math.pi * (present.cumsum(1) - 0.5).to(atoms.dtype) / number
+        first, second = (((mode * phases).cos()[..., None] * off_centre).sum(1) / number for mode in (1, 2))
+        return Frames(axes(first, second), centres)
+
+
 def axes(first: Float[Tensor, "*batch 3"], second: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """Rotations whose x points along `first`, and whose half-plane of x and y holds `second` (Gram-Schmidt).
 

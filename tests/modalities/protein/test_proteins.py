@@ -126,7 +126,7 @@ def test_training_with_padding_leaves_everything_finite(folder):
     )
     model.quantizer.hardness.fill_(0.5)
     terms = parts.objective(model(batch.values), batch.values)
-    assert list(terms) == ["distance", "direction", "aligned", "quantizer"]
+    assert list(terms) == ["distance", "direction", "aligned", "superposed", "quantizer"]
     torch.stack(list(terms.values())).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all(), name

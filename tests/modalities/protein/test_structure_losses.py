@@ -7,8 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
-from provq.modalities.protein.losses import aligned_error, direction_error, distance_error, drawn_rows
+from provq.modalities.protein.losses import (
+    aligned_error,
+    direction_error,
+    distance_error,
+    drawn_rows,
+    superposed_error,
+)
+from provq.modalities.protein.superposition import backbone_squares
 from provq.modalities.protein.synthetic import synthetic_backbone
 
 LOSSES = (distance_error, direction_error, aligned_error)
@@ -40,6 +48,31 @@ def test_a_backbone_costs_nothing_beside_itself_wherever_it_lies(loss):
     target = chain(20)[None]
     floor = 1e-2 / 10 if loss is aligned_error else 0  # the rounded root of its distance
     assert float(loss(turned(target), target, *all_rows(target))) == pytest.approx(floor, abs=2e-5)
+
+
+def test_the_error_after_superposition_is_that_of_scipys_rotation():
+    target = torch.nn.utils.rnn.pad_sequence([chain(9, 1), chain(14, 2)], batch_first=True, padding_value=math.nan)
+    target[1, 5, 0] = math.nan  # the residue is absent, whatever else is known of it
+    output = noisy(turned(torch.nan_to_num(target)), 2.0).requires_grad_()
+    squares = []
+    for made, original in zip(output.detach().double(), target.double(), strict=True):
+        there = original[:, :3].isfinite().all(-1).all(-1)
+        atoms, targets = (backbone[there, :3].reshape(-1, 3).numpy() for backbone in (made, original))
+        atoms, targets = atoms - atoms.mean(0), targets - targets.mean(0)
+        _, distance = Rotation.align_vectors(targets, atoms)
+        squares.append((distance**2, int(there.sum())))
+    cost = superposed_error(output, target)
+    assert float(cost.detach()) == pytest.approx(sum(s for s, _ in squares) / 3 / sum(n for _, n in squares), rel=1e-4)
+    cost.backward()
+    assert output.grad.isfinite().all()
+    assert not output.grad[0, 9:].any()
+    assert not output.grad[1, 5].any()
+
+
+def test_the_gradient_after_superposition_is_that_of_finite_differences():
+    target = chain(5)[None].double()
+    output = noisy(turned(target).double(), 1.0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda made: backbone_squares(made, target).sum(), (output,), atol=1e-5)
 
 
 @every_loss

@@ -2,7 +2,7 @@
 
 Residues are compared pairwise: some, the `rows`, with all. What either of a pair lacks (NaN) does not count. Distances
 and directions are those of ESM3 (10.1126/science.ads0018), but masked residue by residue; the frame-aligned error is
-that of AlphaFold 2.
+that of AlphaFold 2. The error after superposition compares each residue with itself alone, and clamps nothing.
 """
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from provq.modalities.protein.structure import CA, C, N, chain_breaks
+from provq.modalities.protein.superposition import backbone_squares
 from provq.ops.frames import is_present, of_neighbours, residue_frames, to_residue
 
 _ATOMS = 3  # N, CA and C
@@ -89,6 +90,18 @@ def aligned_error(
     distance = ((seen[0] - seen[1]).square().sum(-1) + 1e-4).sqrt().clamp_max(_LARGEST_DISTANCE)
     pairs = (counts[:, :, None] & present[:, None]).repeat_interleave(_ATOMS, -1)
     return _mean(distance, pairs) / _LARGEST_DISTANCE
+
+
+def superposed_error(output: Float[Tensor, "b length 4 3"], target: Float[Tensor, "b length 4 3"]) -> Float[Tensor, ""]:
+    """The mean squared distance of N, CA and C after superposition, in square angstrom; far ones count in full.
+
+    Args:
+        output: The backbones that are to become like the others.
+        target: Those that they are to become like.
+    """
+    squares = backbone_squares(output, target)
+    present = ~squares.isnan()
+    return (squares.where(present, 0.0).sum() / present.sum().clamp_min(1)).float()
 
 
 def _atoms(backbone: Float[Tensor, "b length 4 3"], present: Bool[Tensor, "b length"]) -> Float[Tensor, "b length 3 3"]:

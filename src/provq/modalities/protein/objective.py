@@ -7,7 +7,13 @@ from pydantic import Field
 from torch import Tensor
 
 from provq.errors import UsageError
-from provq.modalities.protein.losses import aligned_error, direction_error, distance_error, drawn_rows
+from provq.modalities.protein.losses import (
+    aligned_error,
+    direction_error,
+    distance_error,
+    drawn_rows,
+    superposed_error,
+)
 from provq.spec import checked
 from provq.tokenizer import Reconstruction
 from provq.training.objective import Objective
@@ -22,12 +28,14 @@ class StructureObjective(Objective):
     Args:
         distance: Weight of the error of distances between atoms, in square angstrom.
         direction: Weight of the error of how bonds and normals are turned to one another.
-        aligned: Weight of the error of atoms as residues see them, which alone tells a chain from its mirror image.
+        aligned: Weight of the error of atoms as residues see them, which tells a chain from its mirror image.
+        superposed: Weight of the error of atoms after superposition, in square angstrom, which alone also draws atoms
+            near that are far from where they should be.
         quantizer: Weight of the quantizer's own loss.
         rows: How many residues of a chain, drawn anew for each batch, are compared with all of it.
 
     Raises:
-        UsageError: A weight is negative, or the first three are 0.
+        UsageError: A weight is negative, or all but that of the quantizer are 0.
     """
 
     @checked
@@ -36,14 +44,16 @@ class StructureObjective(Objective):
         distance: Weight = 1.0,
         direction: Weight = 1.0,
         aligned: Weight = 1.0,
+        superposed: Weight = 1.0,
         quantizer: Weight = 1.0,
         rows: Annotated[int, Field(ge=1)] = 32,
     ) -> None:
-        if not (distance or direction or aligned):
-            raise UsageError("StructureObjective: distance, direction or aligned must be above 0")
+        if not (distance or direction or aligned or superposed):
+            raise UsageError("StructureObjective: distance, direction, aligned or superposed must be above 0")
         self.distance = distance
         self.direction = direction
         self.aligned = aligned
+        self.superposed = superposed
         self.quantizer = quantizer
         self.rows = rows
 
@@ -58,6 +68,8 @@ class StructureObjective(Objective):
             terms["direction"] = self.direction * direction_error(output, items, rows, counts)
         if self.aligned:
             terms["aligned"] = self.aligned * aligned_error(output, items, rows, counts)
+        if self.superposed:
+            terms["superposed"] = self.superposed * superposed_error(output, items)
         if self.quantizer:
             terms["quantizer"] = self.quantizer * made.loss
         return terms

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, final
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -14,8 +13,7 @@ from provq.evaluation.evaluate import Measure
 from provq.modalities.base import Modality
 from provq.modalities.protein.chains import SYNTHETIC, Crops, WholeChains, read_chains
 from provq.modalities.protein.quality import StructureQuality
-from provq.modalities.protein.structure import C
-from provq.modalities.protein.superposition import superpose
+from provq.modalities.protein.superposition import backbone_squares
 from provq.modalities.protein.synthetic import synthetic_backbone
 from provq.ops.frames import is_present
 from provq.spec import checked
@@ -79,13 +77,8 @@ class Proteins(Modality):
         self, output: Float[Tensor, "b length 4 3"], items: Float[Tensor, "b length 4 3"]
     ) -> Float[Tensor, " n"]:
         """The squared distance of N, CA and C of each residue after superposition, in square angstrom."""
-        present = is_present(items)
-        made, original = (
-            torch.where(present[..., None, None], backbone[:, :, : C + 1].double(), torch.nan).flatten(1, 2)
-            for backbone in (output, items)
-        )
-        squared = (superpose(made, original).apply(made) - original).square().sum(-1)
-        return squared.reshape(*present.shape, C + 1).mean(-1)[present]
+        squares = backbone_squares(output, items)
+        return squares[is_present(items)]
 
     @property
     def protocol(self) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from provq.modalities.protein.structure import CA, C
+from provq.ops.frames import is_present
 
 
 class Superposition(NamedTuple):
@@ -59,6 +60,26 @@ def rmsd(mobile: Float[Tensor, "*batch points 3"], target: Float[Tensor, "*batch
     remaining: Tensor = superpose(mobile, target).apply(mobile) - target
     squared = remaining.square().sum(dim=-1)
     return squared.where(squared.isfinite(), torch.nan).nanmean(dim=-1).sqrt()
+
+
+def backbone_squares(
+    mobile: Float[Tensor, "b length 4 3"], target: Float[Tensor, "b length 4 3"]
+) -> Float[Tensor, "b length"]:
+    """The mean squared distance of N, CA and C of each residue after superposition by all of these, in square angstrom.
+
+    NaN where a residue is absent on either side. A gradient passes to the mobile ones.
+    """
+    present = is_present(mobile) & is_present(target)
+    of_atoms = present[..., None].expand(*present.shape, C + 1).flatten(1)[..., None]
+    atoms, targets = (backbone[:, :, : C + 1].flatten(1, 2).double() for backbone in (mobile, target))
+    # Of all motions it is the best one: how it changes with the atoms adds nothing to the gradient.
+    with torch.no_grad():
+        motion = superpose(atoms.where(of_atoms, torch.nan), targets)
+    # Zeros where nothing is, for what is not a number would be one in each gradient.
+    motion = Superposition(*(part.nan_to_num() for part in motion))
+    squares = (motion.apply(atoms.where(of_atoms, 0.0)) - targets.where(of_atoms, 0.0)).square().sum(-1)
+    of_residues: Tensor = squares.reshape(*present.shape, C + 1).mean(-1)
+    return of_residues.where(present, torch.nan)
 
 
 def ca_rmsd(
