@@ -4,7 +4,8 @@
     python benchmarks/curriculum.py --data 'PICTURES/*train*.tar' --held-out 'PICTURES/*val*.tar' --out runs/study
 
 The first trains small networks on synthetic sets in minutes. The second is the whole study, about eight hours on two
-cores: it can be killed at any moment and started again, and does only what is missing. `--only` names parts of it.
+cores: it can be killed at any moment and started again, and does only what is missing. `--only` names parts of it, and
+those on synthetic sets need no pictures.
 Tables go to standard output and, part by part, to Markdown files in OUT; docs/results.md quotes them.
 """
 
@@ -15,9 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 import provq
 from provq.commands.compare import arm_name, differences, summary
 from provq.curriculum import Adaptive, Constant, Cosine, Deferred, HardnessScheduler, Schedule, hand_over
-from provq.evaluation.diagnostics import effective_dimension, perplexity
+from provq.evaluation.diagnostics import effective_dimension, perplexity, usage_recovery
 from provq.evaluation.seeds import paired_difference, spread
 from provq.files import row_from_json, to_json, write_whole
 from provq.quantizers import Continuous, Quantizer, SimVQ, VectorQuantizer
@@ -70,12 +72,12 @@ class SyntheticArm(NamedTuple):
     fast_codebook: bool = False
 
 
-def _averages(dim: int, size: int) -> Quantizer:
-    return VectorQuantizer(dim, size, update="ema", decay=0.9, revive_below=0.1)
+def _averages(dim: int, size: int, init: Literal["kmeans", "normal"] = "kmeans") -> Quantizer:
+    return VectorQuantizer(dim, size, update="ema", decay=0.9, revive_below=0.1, init=init)
 
 
-def _without_revival(dim: int, size: int) -> Quantizer:
-    return VectorQuantizer(dim, size, update="ema", decay=0.9)
+def _without_revival(dim: int, size: int, init: Literal["kmeans", "normal"] = "kmeans") -> Quantizer:
+    return VectorQuantizer(dim, size, update="ema", decay=0.9, init=init)
 
 
 SYNTHETIC_ARMS = {
@@ -116,8 +118,76 @@ def _synthetic_row(job: tuple[str, str, int, int, Path]) -> dict[str, Any]:
     return row_from_json(path.read_text())
 
 
-def trained_on(data: SyntheticSet, arm: SyntheticArm, steps: int, seed: int, batch_size: int = 256) -> dict[str, Any]:
-    """Train a small autoencoder around the arm's quantizer, and measure its hard codes on the test points."""
+RECOVERING_ARMS = {
+    "hard": SyntheticArm(partial(VectorQuantizer, init="normal"), Constant),
+    "hard-revival": SyntheticArm(partial(VectorQuantizer, init="normal", revive_below=0.1), Constant, True),
+    "hard-ema-revival": SyntheticArm(partial(_averages, init="normal"), Constant),
+    "simvq": SyntheticArm(SimVQ, Constant),
+    "cosine": SyntheticArm(partial(_averages, init="normal"), Cosine),
+    "cosine, no revival": SyntheticArm(partial(_without_revival, init="normal"), Cosine),
+}
+SCALES = (0.01, 0.1, 1.0, 10.0)
+"""Of the first codes, over the usual normal ones of variance 1 / dim."""
+LOOKS = 40
+
+
+def usage_recoveries(steps: int, seeds: int, out: Path, parallel: int) -> Iterator[str]:
+    """How much of its codebook each arm uses over the whole of its training, from codes of scales that nobody chose."""
+    jobs = [
+        (of.__name__, arm, scale, seed, steps, out / "recovery" / f"{of.__name__}-{arm}-{scale:g}-{seed}-{steps}.json")
+        for of in (mixture, power_law)
+        for arm in RECOVERING_ARMS
+        for scale in SCALES
+        for seed in range(seeds)
+    ]
+    with ProcessPoolExecutor(parallel, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        runs = list(pool.map(_run_from_scale, jobs))
+    columns = ("recovery", *(f"from {scale:g}" for scale in SCALES), "usage at the end", "nmse")
+    for of in (mixture, power_law):
+        rows = [
+            _recovery([run for run in runs if (run["set"], run["arm"], run["seed"]) == (of.__name__, arm, seed)])
+            for arm in RECOVERING_ARMS
+            for seed in range(seeds)
+        ]
+        yield f"\n{of.__doc__} {steps} steps, {seeds} seeds.\n"
+        yield table(rows, columns, key="recovery")
+
+
+def _run_from_scale(job: tuple[str, str, float, int, int, Path]) -> dict[str, Any]:
+    name, arm, scale, seed, steps, path = job
+    if not path.is_file():
+        of: Callable[[int], SyntheticSet] = {"mixture": mixture, "power_law": power_law}[name]
+        drawn = RECOVERING_ARMS[arm]
+        scaled = drawn._replace(quantizer=partial(_scaled, drawn.quantizer, scale))
+        row = {"set": name, "arm": arm, "scale": scale, "seed": seed}
+        write_whole(path, to_json({**row, **trained_on(of(seed), scaled, steps, seed, looks=LOOKS)}).encode())
+    return row_from_json(path.read_text())
+
+
+def _scaled(make: Callable[[int, int], Quantizer], scale: float, dim: int, size: int) -> Quantizer:
+    """A quantizer whose first codes are larger by a factor; those of SimVQ are what its map makes of fixed vectors."""
+    quantizer = make(dim, size)
+    first: Tensor = quantizer.base if isinstance(quantizer, SimVQ) else quantizer.codebook
+    with torch.no_grad():
+        first.mul_(scale)
+    return quantizer
+
+
+def _recovery(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The row of an arm and a seed out of its runs, one a scale."""
+    steps, usage = torch.tensor(runs[0]["looks"]), torch.tensor([run["usage"] for run in runs])
+    alone = {f"from {run['scale']:g}": usage_recovery(steps, usage[[place]]) for place, run in enumerate(runs)}
+    ends = {"usage at the end": float(usage[:, -1].mean()), "nmse": sum(run["nmse"] for run in runs) / len(runs)}
+    return {"arm": runs[0]["arm"], "seed": runs[0]["seed"], "recovery": usage_recovery(steps, usage), **alone, **ends}
+
+
+def trained_on(
+    data: SyntheticSet, arm: SyntheticArm, steps: int, seed: int, batch_size: int = 256, looks: int = 0
+) -> dict[str, Any]:
+    """Train a small autoencoder around the arm's quantizer, and measure its hard codes on the test points.
+
+    With `looks` also the usage as it begins and at so many even steps on the way.
+    """
     torch.manual_seed(seed)
     features = data.train.shape[1]
     encoder, decoder = _mlp(features, data.latent_dim), _mlp(data.latent_dim, features)
@@ -136,6 +206,7 @@ def trained_on(data: SyntheticSet, arm: SyntheticArm, steps: int, seed: int, bat
     if quantizer.awaits_latents and arm.schedule()(0.0) == 1:
         hand_over(model, fresh)
     scheduler = HardnessScheduler(model, arm.schedule(), steps, fresh=fresh, optimizers=(optimizer,), hand_overs=5)
+    usages = {0: _usage(encoder, quantizer, data.test)} if looks else {}
     for step in range(steps):
         if step > 0.85 * steps:
             quantizer.steady()
@@ -148,8 +219,11 @@ def trained_on(data: SyntheticSet, arm: SyntheticArm, steps: int, seed: int, bat
         scheduler.step()
         if scheduler.wants_observation:
             scheduler.observe(**_losses(encoder, quantizer, decoder, data.train[:2000], scheduler.last_hardness))
+        if looks and (step + 1) % max(1, steps // looks) == 0:
+            usages[step + 1] = _usage(encoder, quantizer, data.test)
     seconds = time.process_time() - started
-    return {"seconds": seconds, "steps": steps, **_measured(model.eval(), data)}
+    seen = {"looks": list(usages), "usage": list(usages.values())} if looks else {}
+    return {"seconds": seconds, "steps": steps, **seen, **_measured(model.eval(), data)}
 
 
 def _mlp(features: int, out: int, width: int = 64) -> nn.Sequential:
@@ -169,6 +243,11 @@ def _losses(
         name: float((decoder(quantizer.leave(torch.lerp(u, q, share))) - points).square().mean())
         for name, share in shares.items()
     }
+
+
+@torch.no_grad()
+def _usage(encoder: nn.Module, quantizer: Quantizer, points: Tensor) -> float:
+    return len(quantizer.nearest(encoder(points)).indices.unique()) / quantizer.codebook_sizes[0]
 
 
 @torch.no_grad()
@@ -349,6 +428,8 @@ def photographs(study: Study) -> Iterator[str]:
     yield table(rows, COLUMNS, key="psnr")
 
 
+ON_SYNTHETIC_SETS = {"synthetic": (synthetic, 4000), "usage-recovery": (usage_recoveries, 400)}
+"""Parts that need no pictures, and their steps."""
 COLUMNS = ("psnr", "ssim", "perplexity", "effective_dim", "learning_rate", "seconds")
 PARTS: dict[str, Callable[[Study], Iterator[str]]] = {
     "photographs": photographs,
@@ -403,17 +484,24 @@ def main() -> None:
     parser.add_argument("--held-out", help="pictures to measure on, in the words of data.val")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=2, help="how many runs at a time")
-    parser.add_argument("--only", nargs="+", choices=["synthetic", *PARTS], help="parts of the study; all by default")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*ON_SYNTHETIC_SETS, *PARTS], help="parts of the study; all by default"
+    )
     asked = parser.parse_args()
     if asked.quick:
         print("\n".join(synthetic(800, asked.seeds, asked.out, asked.parallel)))
         return
-    if asked.data is None or asked.held_out is None:
-        parser.error("the whole study needs --data and --held-out; --quick needs neither")
+    names = asked.only or [*ON_SYNTHETIC_SETS, *PARTS]
+    if any(name in PARTS for name in names) and (asked.data is None or asked.held_out is None):
+        parser.error(f"the study needs --data and --held-out; --quick and {', '.join(ON_SYNTHETIC_SETS)} need neither")
     data = (f"data.train={asked.data}", f"data.val={asked.held_out}")
     study = Study(asked.out, data, asked.seeds, asked.parallel)
-    for name in asked.only or ["synthetic", *PARTS]:
-        lines = synthetic(4000, asked.seeds, asked.out, asked.parallel) if name == "synthetic" else PARTS[name](study)
+    for name in names:
+        if name in ON_SYNTHETIC_SETS:
+            part, steps = ON_SYNTHETIC_SETS[name]
+            lines = part(steps, asked.seeds, asked.out, asked.parallel)
+        else:
+            lines = PARTS[name](study)
         text = "\n".join(lines)
         write_whole(asked.out / f"{name}.md", text.encode())
         print(f"\n## {name}\n{text}", flush=True)

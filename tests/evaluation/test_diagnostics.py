@@ -23,6 +23,8 @@ from provq.evaluation.diagnostics import (
     effective_rank,
     encoder_drift,
     grid_mapping_index,
+    lag,
+    linear_cka,
     mean_cosine_distance,
     mean_distance,
     mean_of,
@@ -34,6 +36,7 @@ from provq.evaluation.diagnostics import (
     refit_gap,
     shrinkage_ratio,
     subspace_coverage,
+    usage_recovery,
     water_filling,
     water_filling_efficiency,
 )
@@ -335,6 +338,101 @@ class TestTravel:
         assert math.isnan(assignment_churn(before[3], before[3]))
 
 
+class TestAlignment:
+    @settings(max_examples=30, deadline=None)
+    @given(number=st.integers(3, 40), dim=st.integers(1, 6), before=st.integers(1, 6), seed=st.integers(0, 99))
+    def test_is_that_of_centred_gram_matrices(self, number, dim, before, seed):
+        x, y = normal(number, dim, seed=seed) + 3, normal(number, before, seed=seed + 100) - 1
+        # HSIC by its definition (1905.00414, equations 3 and 4), of tables of items x items.
+        centring = np.eye(number) - 1 / number
+        now, then = (centring @ (rows @ rows.T) @ centring for rows in (x.double().numpy(), y.double().numpy()))
+        expected = np.trace(now @ then) / np.sqrt(np.trace(now @ now) * np.trace(then @ then))
+        assert linear_cka(x, y) == pytest.approx(expected, rel=1e-9)
+        assert linear_cka(y, x) == pytest.approx(linear_cka(x, y))
+        assert -1e-12 <= linear_cka(x, y) <= 1 + 1e-12
+
+    @pytest.mark.parametrize("kept", [1, 3, 8])
+    def test_of_some_of_even_directions_is_the_root_of_their_share(self, kept):
+        vectors = np.random.default_rng(0).normal(size=(50, 8))
+        even = torch.from_numpy(np.linalg.qr(vectors - vectors.mean(0))[0])
+        assert linear_cka(even[:, :kept], even) == pytest.approx(math.sqrt(kept / 8))
+
+    def test_of_directions_that_do_not_overlap_is_nothing(self):
+        vectors = np.random.default_rng(0).normal(size=(50, 8))
+        even = torch.from_numpy(np.linalg.qr(vectors - vectors.mean(0))[0])
+        assert linear_cka(even[:, :4], even[:, 4:]) == pytest.approx(0, abs=1e-12)
+
+    def test_latents_that_were_turned_moved_and_scaled_are_aligned_and_those_that_were_stretched_less(self):
+        latents = normal(200, 4) * torch.tensor([2.0, 1, 1, 0.5])
+        assert linear_cka(3 * latents @ rotation(4) + 100, latents) == pytest.approx(1, abs=1e-5)
+        assert linear_cka(latents * torch.tensor([1.0, 1, 5, 1]), latents) < 0.9
+
+    def test_the_order_of_items_counts(self):
+        latents = normal(500, 4)
+        assert linear_cka(latents.flip(0), latents) < 0.1
+
+    def test_of_latents_that_do_not_vary_is_not_defined(self):
+        assert math.isnan(linear_cka(torch.ones(5, 2), normal(5, 2)))
+        assert math.isnan(linear_cka(normal(5, 2), torch.ones(5, 2)))
+        assert math.isnan(linear_cka(torch.ones(0, 2), torch.ones(0, 2)))
+
+
+class TestLag:
+    @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+    def test_codes_that_go_the_way_of_the_mean_lag_by_the_root_of_their_share(self, share):
+        codes, way = normal(16, 3).double(), torch.tensor([1.0, -2, 0.5])
+        moved = codes.clone()
+        moved[: int(16 * share)] += way
+        assert lag(way + 7, torch.full((3,), 7.0), moved, codes) == pytest.approx(1 / math.sqrt(share))
+
+    def test_is_that_of_numpy(self):
+        codes, before, mean, mean_before = normal(9, 4), normal(9, 4, seed=1), normal(4), normal(4, seed=1)
+        exact = [vectors.double().numpy() for vectors in (codes, before, mean, mean_before)]
+        step = np.sqrt(np.mean(np.sum((exact[0] - exact[1]) ** 2, 1)))
+        expected = np.linalg.norm(exact[2] - exact[3]) / step
+        assert lag(mean, mean_before, codes, before) == pytest.approx(expected)
+
+    def test_of_codes_that_stand_still_is_not_defined_and_of_latents_that_do_nothing(self):
+        codes = normal(4, 2)
+        assert math.isnan(lag(torch.ones(2), torch.zeros(2), codes, codes))
+        assert lag(torch.ones(2), torch.ones(2), codes + 1, codes) == 0
+
+
+class TestUsageRecovery:
+    def test_of_a_usage_that_never_changes_is_this_usage(self):
+        assert usage_recovery(torch.tensor([0, 7, 30]), torch.full((2, 3), 0.3)) == pytest.approx(0.3)
+
+    def test_of_usage_that_rises_evenly_is_half_way_however_looks_are_spread(self):
+        steps = torch.tensor([100.0, 101, 150, 199, 200])
+        assert usage_recovery(steps, ((steps - 100) / 100)[None]) == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("rate", [1.0, 5.0])
+    def test_of_usage_that_recovers_exponentially_is_its_integral(self, rate):
+        steps = torch.linspace(10, 410, 2001, dtype=torch.float64)
+        time = (steps - 10) / 400
+        expected = 1 - (1 - math.exp(-rate)) / rate
+        assert usage_recovery(steps, 1 - torch.exp(-rate * time)[None]) == pytest.approx(expected, rel=1e-5)
+
+    def test_is_a_mean_over_runs_and_tells_an_early_recovery_from_a_late_one(self):
+        steps = torch.tensor([0, 10, 20, 30])
+        early, late = torch.tensor([0.0, 1, 1, 1]), torch.tensor([0.0, 0, 0, 1])
+        assert usage_recovery(steps, early[None]) == pytest.approx(5 / 6)
+        assert usage_recovery(steps, late[None]) == pytest.approx(1 / 6)
+        assert usage_recovery(steps, torch.stack([early, late])) == pytest.approx(0.5)
+
+    def test_is_that_of_numpy_and_does_not_depend_on_the_unit_of_steps(self):
+        steps, usage = normal(12).abs().cumsum(0), torch.rand(3, 12, generator=torch.Generator().manual_seed(0))
+        exact = steps.double().numpy()
+        expected = (np.trapezoid(usage.double().numpy(), exact) / (exact[-1] - exact[0])).mean()
+        assert usage_recovery(steps, usage) == pytest.approx(expected)
+        assert usage_recovery(steps * 1000 + 5, usage) == pytest.approx(expected, rel=1e-4)
+
+    def test_without_runs_or_without_time_is_not_defined(self):
+        assert math.isnan(usage_recovery(torch.arange(3), torch.ones(0, 3)))
+        assert math.isnan(usage_recovery(torch.tensor([3]), torch.ones(1, 1)))
+        assert math.isnan(usage_recovery(torch.tensor([3, 3]), torch.ones(1, 2)))
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_what_has_no_unit_stays_as_it_is_when_all_is_turned_and_scaled(scale):
     spread = torch.tensor([3.0, 1, 0.3])
@@ -355,6 +453,8 @@ def test_what_has_no_unit_stays_as_it_is_when_all_is_turned_and_scaled(scale):
             water_filling_efficiency(of_latents, 5.0, float(distances.double().square().mean())),
             refit_gap(latents, distances, 40),
             code_travel(codes, codes + latents[:40]),
+            linear_cka(latents[:40], codes),
+            lag(latents.mean(0), codes.mean(0), codes, latents[:40]),
         ]
 
     turned = rotation(3, seed=2) * scale

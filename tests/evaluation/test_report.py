@@ -90,6 +90,8 @@ def arm(name: str, description: str, *, psnr: float, used: int, ramp: tuple[int,
                     "usage": usage * max(0.1, grown) if discrete else math.nan,
                     "perplexity": 0.72 * usage * CODES * grown if discrete else math.nan,
                     "effective_dim": 2 + (2 + 9 * usage) * grown,
+                    "latent_cka": grown if step else math.nan,
+                    "assignment_churn": 1 - grown if step and discrete else math.nan,
                 }
             )
         curves.append(records)
@@ -200,7 +202,7 @@ def test_can_be_read_without_seeing_it(page, text):
     assert len({attributes["alt"] for attributes in images}) == len(images)
     assert all("scope" in attributes for tag, attributes in page.elements if tag == "th")
     charts = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
-    assert len(charts) == text.count("<svg") == 4
+    assert len(charts) == text.count("<svg") == 5
     assert "cosine 1." not in charts[0]["aria-label"] and "cosine" in charts[0]["aria-label"]
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
@@ -213,8 +215,9 @@ def test_charts_show_the_whole_training(text):
     charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     for chart in charts:
         assert re.findall(r">(\dk?)</text>", chart)[:5] == ["0", "1k", "2k", "3k", "4k"]
-    loss, _, usage, _ = charts
+    loss, _, usage, _, stability = charts
     assert ">0.5</text>" in loss and ">0.002</text>" in loss and ">100 %</text>" in usage
+    assert ">1</text>" in stability
 
 
 def test_sections_come_in_order(text):

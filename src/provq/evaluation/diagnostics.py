@@ -221,6 +221,52 @@ def encoder_drift(mean: Float[Tensor, " dim"], before: Float[Tensor, " dim"], va
     return _ratio(float((mean.double() - before.double()).norm()), math.sqrt(max(0.0, variance)))
 
 
+def linear_cka(latents: Float[Tensor, "n dim"], before: Float[Tensor, "n before_dim"]) -> float:
+    """||X'Y||^2 / (||X'X|| ||Y'Y||) (Frobenius), X and Y the centred latents of the same places, now and before.
+
+    Linear centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414, section 3): 1 where latents were only
+    turned, mirrored, moved or scaled as a whole, 0 where none of their directions says anything of those before. NaN
+    where either do not vary.
+    """
+    if len(latents) == 0:
+        return math.nan
+    x, y = (vectors.double() - vectors.double().mean(0) for vectors in (latents, before))
+    return _ratio(float((x.T @ y).square().sum()), float((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+def lag(
+    mean: Float[Tensor, " dim"],
+    mean_before: Float[Tensor, " dim"],
+    codes: Float[Tensor, "codes dim"],
+    codes_before: Float[Tensor, "codes dim"],
+) -> float:
+    """||m - m_before|| sqrt(K) / ||C - C_before|| (Frobenius): the drift of latents over the step of a code.
+
+    Both since the last look; the step is the root of the mean square over all K codes, those out of use too. 1 where
+    every code went the way of the mean latent; 1 / sqrt(p) where only a share p of them did. NaN where codes stand
+    still. (After the study of codes that lag behind the encoder in arXiv 2606.11363.)
+    """
+    step = float((codes.double() - codes_before.double()).square().sum(1).mean().sqrt())
+    return _ratio(float((mean.double() - mean_before.double()).norm()), step)
+
+
+def usage_recovery(steps: Float[Tensor, " looks"] | Int[Tensor, " looks"], usage: Float[Tensor, "runs looks"]) -> float:
+    """The mean over runs of 1 / (T - t_0) times the integral of usage from the first look, t_0, to the last, T.
+
+    UR-AUC of StableVQ (arXiv 2609.26774), which gives it in percent: the runs differ in the scale of their first codes,
+    so that it measures a way of training and not where it ends. In [0, 1], straight lines between looks (trapezoids);
+    NaN without runs, or where T is not above t_0.
+
+    Args:
+        steps: When usage was looked at, ascending; looks need not be even.
+        usage: The share of codes in use at each look, in [0, 1].
+    """
+    if len(usage) == 0 or len(steps) < 2:
+        return math.nan
+    at = steps.double()
+    return _ratio(float(torch.trapezoid(usage.double(), at).mean()), float(at[-1] - at[0]))
+
+
 def assignment_churn(indices: Int[Tensor, "..."], before: Int[Tensor, "..."]) -> float:
     """The share of tokens whose index is another one than before; places without a token (-1) in both do not count."""
     there = (indices >= 0) | (before >= 0)

@@ -117,6 +117,13 @@ PANELS = (
         "Directions that hold 99 % of the codes’ variance.",
         "effective_dim",
     ),
+    Panel(
+        "stability",
+        "Stability",
+        "Solid: CKA of latents with those of the look before. Dashed: share of tokens that changed.",
+        "latent_cka",
+        "assignment_churn",
+    ),
 )
 
 
@@ -447,7 +454,7 @@ def _dress(axes: "Axes", panel: Panel) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
-    if panel.key in ("hardness", "usage"):
+    if panel.key in ("hardness", "usage", "stability"):
         axes.set_ylim(-0.06, 1.06)
     if panel.key == "usage":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
@@ -458,6 +465,9 @@ def _dress(axes: "Axes", panel: Panel) -> None:
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
+    axes.update_datalim(
+        [(0, lowest)], updatey=False
+    )  # what compares two looks is drawn over the same steps as the rest
     axes.margins(x=0.01)
 
 
