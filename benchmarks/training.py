@@ -31,8 +31,9 @@ from provq.data import Item, Items
 from provq.evaluation.cost import cost
 from provq.recipe import build_parts, load
 from provq.tokenizer import Tokenizer
-from provq.training.loop import Training, fit
+from provq.training.loop import fit
 from provq.training.objective import LikenessObjective
+from provq.training.settings import Training
 
 BATCH = 8
 WAYS: dict[str, dict[str, Any]] = {

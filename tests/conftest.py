@@ -19,6 +19,7 @@ ROOMS = (
     "exports",
     "tokens",
     "training",
+    "generation",
     "modalities",
 )
 install_import_hook([f"provq.{room}" for room in ROOMS], "shape_checks.checked")

@@ -16,6 +16,7 @@ PAGES = [
     "docs/diagnostics.md",
     "docs/export.md",
     "docs/images.md",
+    "docs/measuring_generation.md",
     "docs/method.md",
     "docs/proteins.md",
     "docs/quantizers.md",

@@ -10,6 +10,7 @@ from provq import modalities, recipe
 from provq.curriculum import Cosine, Linear
 from provq.errors import UsageError, UserError
 from provq.evaluation.cost import cost, parameters
+from provq.generation.tokens import Shape
 from provq.quantizers import Continuous, FiniteScalarQuantizer, VectorQuantizer
 from provq.spec import build
 from provq.training.adversary import Adversary
@@ -245,7 +246,10 @@ def test_shipped_recipes_and_arms_are_listed_apart():
         assert recipe.header_of_arm(arm)
 
 
-@pytest.mark.parametrize("name", recipe.shipped())
+OF_PRIORS = [name for name in recipe.shipped() if name.startswith("prior/")]
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.shipped() if name not in OF_PRIORS])
 def test_every_shipped_recipe_builds_its_parts_and_so_does_each_arm_laid_over_it(name):
     base = recipe.load(name)
     if base.tables["encoder"]["kind"] == "vqgan":  # which takes seconds to fill with weights at its own width
@@ -260,6 +264,74 @@ def test_every_shipped_recipe_builds_its_parts_and_so_does_each_arm_laid_over_it
         assert parts.schedule(1.0) == (0.0 if arm == "continuous" else 1.0)
         size = laid.tables["data"].get("size", 0)
         assert size % parts.tokenizer.encoder.reduction == 0, "the pictures do not divide into latents"
+
+
+@pytest.mark.parametrize("name", OF_PRIORS)
+def test_every_shipped_recipe_of_a_prior_builds_it_for_the_tokens_of_its_tokenizer(name):
+    loaded = recipe.load(name)
+    tokenizer = recipe.load(loaded.tables["tokens"]["tokenizer"])
+    side = tokenizer.tables["data"]["size"] // tokenizer.tables["encoder"].get("downsampling", 16)
+    codes = tokenizer.tables["quantizer"]["codebook_size"]
+    small = loaded.with_changes({"prior": {"size": "tiny"}})
+    prior = recipe.build_prior(small, Shape((codes,), (side, side), False))
+    parts = recipe.build_prior_parts(loaded)
+    assert (prior.codebook_sizes, prior.positions) == ((codes,), (side, side))
+    assert prior.classes == len(parts.tokens.class_names)
+    assert parts.training.steps == loaded.tables["training"]["steps"]
+
+
+def test_the_prior_for_imagenet_is_of_the_published_size():
+    with torch.device("meta"):
+        prior = recipe.build_prior(recipe.load("prior/imagenet1k-b"), Shape((16384,), (16, 16), False))
+    assert sum(parameter.numel() for parameter in prior.parameters()) / 1e6 == pytest.approx(111, rel=0.01)
+
+
+PRIOR_TABLES = {
+    "tokens": {"tokenizer": "image/digits", "data": "embedded:digits/train", "classes": 10},
+    "prior": {"kind": "autoregressive", "size": [1, 16, 2]},
+    "sampling": {"guidance": 2.0},
+    "training": {"steps": 3},
+}
+
+
+def test_a_recipe_of_a_prior_has_tables_of_its_own_in_the_order_in_which_data_flows():
+    loaded = recipe.load(dict(reversed(PRIOR_TABLES.items())))
+    assert loaded.is_of_prior and tuple(loaded.tables) == recipe.PRIOR_TABLES
+    assert not recipe.load(TABLES).is_of_prior
+    without = {name: table for name, table in PRIOR_TABLES.items() if name != "sampling"}
+    assert recipe.build_prior_parts(recipe.load(without)).sampling.guidance == 1.0
+    assert recipe.build_prior_parts(recipe.load(PRIOR_TABLES)).sampling.guidance == 2.0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.hand_overs=3", "training.hand_overs: it is for tokenizers"),
+        ("training.curriculum.kind=cosine", "training.curriculum: it is for tokenizers"),
+        ("training.stepps=3", r"training.stepps: unknown key; did you mean 'steps'\?"),
+        ("tokens.data=", "tokens: give a store, or data"),
+        ("tokens.held_out=1.5", "tokens.held_out.*1.5"),
+        ("tokens.classes=[a, a]", "tokens.classes: two classes have one name"),
+        ("tokens.clases=3", r"tokens.clases: unknown key; did you mean 'classes'\?"),
+        ("sampling.top_p=0", "sampling.top_p"),
+        ("prior.kind=maskd", r"prior.kind: unknown kind 'maskd'; did you mean 'masked'\?"),
+        ("prior.size=tinny", "prior.size.*tiny"),
+        ("prior.classes=3", "prior.classes: unknown key"),
+        ("pior.size=tiny", r"unknown table 'pior'; did you mean 'prior'\?"),
+    ],
+)
+def test_a_wrong_recipe_of_a_prior_names_the_place(override, message):
+    with pytest.raises(UsageError, match=message):
+        recipe.build_prior(recipe.load(PRIOR_TABLES, [override]), Shape((64,), (4, 4), False))
+
+
+def test_a_recipe_of_a_prior_is_none_of_a_tokenizer_and_the_other_way_round():
+    with pytest.raises(UsageError, match="is the recipe of a prior, and one of a tokenizer is wanted"):
+        recipe.build_parts(recipe.load(PRIOR_TABLES))
+    with pytest.raises(UsageError, match="is the recipe of a tokenizer, and one of a prior is wanted"):
+        recipe.build_prior_parts(recipe.load(TABLES))
+    with pytest.raises(UsageError, match="the table 'training' is missing; a recipe has tokens, prior, sampling"):
+        recipe.load({"tokens": {}, "prior": {}})
 
 
 def test_the_recipe_for_imagenet_is_of_the_published_size():

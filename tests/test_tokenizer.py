@@ -281,7 +281,7 @@ def test_weights_of_another_shape_or_name_are_refused(folder):
 
 def test_of_a_run_the_newest_checkpoint_is_taken(tmp_path):
     for step in (20, 100, 3):
-        save_checkpoint(tmp_path, step, make(seed=step), {}, keep=10)
+        save_checkpoint(tmp_path, step, make(seed=step).save_pretrained, {}, keep=10)
     assert Tokenizer.from_pretrained(tmp_path).fingerprint == make(seed=100).fingerprint
     assert (tmp_path / "checkpoints").is_dir()
     unfinished = tmp_path / "checkpoints" / ".unfinished-step-00000500"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from provq.commands.encode import encode as encode
     from provq.commands.evaluate import evaluate as evaluate
     from provq.commands.export import export as export
+    from provq.commands.features import train_features as train_features
+    from provq.commands.generate import generate as generate
+    from provq.commands.generation import measure_generation as measure_generation
     from provq.commands.inspect import inspect as inspect
     from provq.commands.push import push as push
     from provq.commands.reconstruct import reconstruct as reconstruct
@@ -58,11 +61,14 @@ _HOME = {
     "evaluate": "commands.evaluate",
     "export": "commands.export",
     "inspect": "commands.inspect",
+    "generate": "commands.generate",
+    "measure_generation": "commands.generation",
     "push": "commands.push",
     "rate_distortion": "commands.codec",
     "reconstruct": "commands.reconstruct",
     "tokenize": "commands.tokenize",
     "train": "commands.train",
+    "train_features": "commands.features",
     "hand_over": "curriculum.handover",
     "Progressive": "curriculum.progressive",
     "HardnessScheduler": "curriculum.scheduler",

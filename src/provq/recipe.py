@@ -1,6 +1,7 @@
 """A recipe: one YAML file that says everything about a run; the only file that sees every table.
 
-    data, encoder, quantizer, decoder, objective, training        in the order in which data flows
+    data, encoder, quantizer, decoder, objective, training        of a tokenizer, in the order in which data flows
+    tokens, prior, sampling, training                             of a prior over its tokens
 
 `extends:` names another recipe to start from, so that an ablation is a file of one to three lines.
 """
@@ -19,13 +20,29 @@ from provq.errors import UsageError, UserError, nearest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing recipes needs none of it
     from provq.curriculum import Schedule
+    from provq.generation import Prior, Sampling
+    from provq.generation.tokens import Shape, TokensOfPrior
     from provq.modalities.base import Modality
     from provq.tokenizer import Tokenizer
     from provq.training.adversary import Adversary
-    from provq.training.loop import Training
     from provq.training.objective import Objective
+    from provq.training.settings import Training
 
 TABLES = ("data", "encoder", "quantizer", "decoder", "objective", "training")
+PRIOR_TABLES = ("tokens", "prior", "sampling", "training")
+_OPTIONAL = ("sampling",)
+# Keys of `training` that speak of codes and hardness.
+_OF_TOKENIZERS = frozenset(
+    {
+        "codebook_learning_rate",
+        "curriculum",
+        "hand_overs",
+        "latents_per_code",
+        "revive_until",
+        "start_from",
+        "tokens_harden",
+    }
+)
 _SHIPPED = files("provq") / "recipes"
 _DEEPEST = 20  # recipes that extend one another
 
@@ -43,8 +60,17 @@ class Recipe:
         Raises:
             UsageError: There is no table of that name.
         """
-        _check_tables(self.name, changes)
+        _check_tables(self.name, changes, self._known)
         return Recipe(self.name, _merged(self.tables, changes))
+
+    @property
+    def is_of_prior(self) -> bool:
+        """Whether it describes a prior, and not a tokenizer."""
+        return self._known is PRIOR_TABLES
+
+    @property
+    def _known(self) -> tuple[str, ...]:
+        return _known_tables(self.tables)
 
     def to_yaml(self) -> str:
         """The resolved recipe as a file that `load` reads."""
@@ -73,12 +99,23 @@ class Parts(NamedTuple):
     schedule: "Schedule"
 
 
+class PriorParts(NamedTuple):
+    """What a recipe of a prior says, but for the prior itself, which depends on the shape of its tokens."""
+
+    tokens: "TokensOfPrior"
+    training: "Training"
+    sampling: "Sampling"
+
+
 def build_parts(recipe: Recipe) -> Parts:
-    """Make what a recipe describes, with weights drawn from its seed; no data is opened.
+    """Make what a recipe of a tokenizer describes, with weights drawn from its seed; no data is opened.
 
     Raises:
-        UsageError: A table names an unknown kind, or holds a wrong key or value; the place is named.
+        UsageError: A table names an unknown kind, or holds a wrong key or value, and the place is named; or the recipe
+            is one of a prior.
     """
+    if recipe.is_of_prior:
+        raise UsageError(f"{recipe.name} is the recipe of a prior, and one of a tokenizer is wanted; {_kinds_hint()}")
     import torch
 
     from provq import modalities
@@ -86,8 +123,8 @@ def build_parts(recipe: Recipe) -> Parts:
     from provq.modalities.protein.objective import StructureObjective
     from provq.spec import build, describe, fitting
     from provq.tokenizer import Tokenizer
-    from provq.training.loop import Training
     from provq.training.objective import LikenessObjective, Objective
+    from provq.training.settings import Training
 
     objectives: dict[str, type[Objective]] = {"likeness": LikenessObjective, "structure": StructureObjective}
     tables = recipe.tables
@@ -105,6 +142,55 @@ def build_parts(recipe: Recipe) -> Parts:
     _check_shapes(tokenizer, modality)
     adversary = None if adversary_table is None else _adversary(adversary_table, modality, schedule, training)
     return Parts(modality, tokenizer, objective, adversary, training, schedule)
+
+
+def build_prior_parts(recipe: Recipe) -> PriorParts:
+    """Make what a recipe of a prior says, but for the prior; no data is opened.
+
+    Raises:
+        UsageError: A table holds a wrong key or value, and the place is named; or the recipe is one of a tokenizer.
+    """
+    from provq.generation import Sampling
+    from provq.generation.tokens import TokensOfPrior
+    from provq.spec import fitting
+    from provq.training.settings import Training
+
+    if not recipe.is_of_prior:
+        raise UsageError(f"{recipe.name} is the recipe of a tokenizer, and one of a prior is wanted; {_kinds_hint()}")
+    tables = recipe.tables
+    for key in tables["training"]:
+        if key in _OF_TOKENIZERS:
+            raise UsageError(f"training.{key}: it is for tokenizers, and this is the recipe of a prior; leave it out")
+    return PriorParts(
+        TokensOfPrior(**fitting(TokensOfPrior, tables["tokens"], where="tokens")),
+        Training(**fitting(Training, tables["training"], where="training")),
+        Sampling(**fitting(Sampling, tables.get("sampling", {}), where="sampling")),
+    )
+
+
+def build_prior(recipe: Recipe, shape: "Shape") -> "Prior":
+    """Make the prior that a recipe describes, for tokens of a shape, with weights drawn from its seed.
+
+    Raises:
+        UsageError: A table holds a wrong key or value, and the place is named; or the recipe is one of a tokenizer.
+    """
+    import torch
+
+    from provq.generation import KINDS
+    from provq.spec import build
+
+    parts = build_prior_parts(recipe)
+    torch.manual_seed(parts.training.seed)
+    return build(
+        recipe.tables["prior"],
+        KINDS,
+        where="prior",
+        local=True,
+        codebook_sizes=shape.codebook_sizes,
+        positions=shape.positions,
+        classes=len(parts.tokens.class_names),
+        ragged=shape.ragged,
+    )
 
 
 def _adversary(table: object, modality: "Modality", schedule: "Schedule", training: "Training") -> "Adversary":
@@ -175,11 +261,12 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
     name, tables = _read(source)
     for override in overrides:
         tables = _merged(tables, _parsed(override))
-    _check_tables(name, tables)
-    for table in TABLES:
-        if table not in tables:
-            raise UsageError(f"{name}: the table {table!r} is missing; a recipe has {', '.join(TABLES)}")
-    return Recipe(name, _plain({table: tables[table] for table in TABLES}))
+    known = _known_tables(tables)
+    _check_tables(name, tables, known)
+    for table in known:
+        if table not in tables and table not in _OPTIONAL:
+            raise UsageError(f"{name}: the table {table!r} is missing; a recipe has {', '.join(known)}")
+    return Recipe(name, _plain({table: tables[table] for table in known if table in tables}))
 
 
 def load_changes(source: str | Path) -> dict[str, Any]:
@@ -224,10 +311,19 @@ def _first_comment(path: Path) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def _check_tables(name: str, tables: Mapping[str, Any]) -> None:
+def _known_tables(tables: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tables that a recipe with these ones may have."""
+    return PRIOR_TABLES if "prior" in tables or "tokens" in tables else TABLES
+
+
+def _kinds_hint() -> str:
+    return f"a recipe of a tokenizer has the tables {', '.join(TABLES)}, one of a prior {', '.join(PRIOR_TABLES)}"
+
+
+def _check_tables(name: str, tables: Mapping[str, Any], known: Sequence[str]) -> None:
     for table, content in tables.items():
-        if table not in TABLES:
-            raise UsageError(f"{name}: unknown table {table!r}; {nearest(str(table), TABLES)}")
+        if table not in known:
+            raise UsageError(f"{name}: unknown table {table!r}; {nearest(str(table), known)}")
         if not isinstance(content, Mapping):
             raise UsageError(f"{name}: the table {table!r} must be a mapping, got {content!r}")
 

@@ -32,7 +32,7 @@ sys.stderr.write("\\n" + json.dumps([code, [name for name in {HEAVY!r} if name i
 
 VERBS = (
     *("train", "compare", "evaluate", "reconstruct", "encode", "decode", "compress", "decompress", "tokenize"),
-    *("tokens", "inspect", "export", "push", "recipes", "benchmark"),
+    *("tokens", "inspect", "export", "push", "recipes", "benchmark", "features"),
 )
 
 

@@ -108,7 +108,7 @@ def test_half_precision_scales_the_loss_and_goes_on_with_the_scale(recipe, tmp_p
         scaler = GradScaler("cpu", init_scale=0.01, growth_interval=1)
         return Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
 
-    monkeypatch.setattr("provq.commands.train._fabric", fabric)
+    monkeypatch.setattr("provq.commands.train_tokenizer.launched", fabric)
     halves = changed(recipe, steps=6, precision="16-mixed", checkpoint_every=3, keep_checkpoints=2, hand_overs=1)
     whole = train(halves, out=tmp_path / "run")
     scales = [load_state(tmp_path / "run", step)["scaler"]["scale"] for step in (3, 6)]

@@ -190,7 +190,7 @@ def test_the_network_is_fixed_and_draws_no_random_numbers(published):
 
 def test_only_the_published_file_is_fid(network, published, monkeypatch):
     digest = hashlib.sha256(published[0].read_bytes()).hexdigest()
-    assert network.sha256 == digest and network.name == "inception" and not network.is_fid
+    assert network.sha256 == digest and network.label == f"inception-{digest[:8]}" and not network.is_fid
     assert inception.FID_INCEPTION_SHA256[:8] == "6726825d" in inception.FID_INCEPTION_ADDRESS
     monkeypatch.setattr(inception, "FID_INCEPTION_SHA256", digest)
     assert FidInception(published[0]).is_fid

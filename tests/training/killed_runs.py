@@ -2,6 +2,8 @@
 
     python killed_runs.py OUT KIND[=DATA] [MOMENT ...]      a moment is FUNCTION:N, the N-th call of a function
 
+KIND is a curriculum or other change of a recipe of a tokenizer, or prior=TOKENIZER.
+
 Each process is forked from this one, which has imported everything and computed nothing.
 """
 
@@ -45,6 +47,11 @@ ADVERSARY = {
     "lecam": 0.1,
     "r1": 0.1,
     "r1_every": 3,
+}
+PRIOR = {
+    "tokens": {"data": "embedded:digits", "held_out": 0.2, "classes": 10},
+    "prior": {"kind": "autoregressive", "size": [1, 16, 2]},
+    "training": RECIPE["training"],
 }
 KINDS = {
     "cosine": COSINE,
@@ -93,7 +100,10 @@ def in_a_process(out, kind, moment):
         return os.waitpid(child, 0)[1]
     torch.set_num_threads(1)
     kind, _, data = kind.partition("=")
-    recipe = load(RECIPE, [f"data.train={data}"] if data else []).with_changes(KINDS[kind])
+    if kind == "prior":
+        recipe = load(PRIOR, [f"tokens.tokenizer={data}"])
+    else:
+        recipe = load(RECIPE, [f"data.train={data}"] if data else []).with_changes(KINDS[kind])
     if moment is None:
         train(recipe, out=out, resume="auto")
     else:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from provq.networks import ConvolutionalDecoder, ConvolutionalEncoder
 from provq.quantizers import Continuous, FiniteScalarQuantizer, VectorQuantizer
 from provq.tokenizer import Tokenizer
-from provq.training.optimizer import make_optimizer
+from provq.training.optimizer import make_network_optimizer, make_optimizer
 
 
 def make(quantizer):
@@ -112,3 +112,32 @@ def test_a_codebook_without_gradient_does_not_decay():
     optimizer.step()
     assert torch.equal(tokenizer.quantizer.codebook, before[0])
     torch.testing.assert_close(weight.detach(), before[1] * (1 - 0.01 * 0.3))
+
+
+def test_of_a_single_network_matrices_decay_and_rows_do_not_at_one_rate():
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2, bias=False))
+    optimizer, rates = make_network_optimizer(
+        network,
+        steps=8,
+        learning_rate=0.1,
+        warmup=0.25,
+        final_learning_rate=0.5,
+        betas=(0.9, 0.95),
+        weight_decay=0.3,
+    )
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name: decays[id(p)] for name, p in network.named_parameters()} == {
+        "0.weight": 0.3,
+        "0.bias": 0.0,
+        "1.weight": 0.0,
+        "1.bias": 0.0,
+        "2.weight": 0.3,
+    }
+    found = []
+    for _ in range(8):
+        found.append({group["lr"] for group in optimizer.param_groups})
+        optimizer.step()
+        rates.step()
+    cosines = [0.5 + 0.5 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
+    expected = [0.05, 0.1, *(0.1 * share for share in cosines)]
+    assert [rate for (rate,) in found] == pytest.approx(expected)

@@ -54,7 +54,7 @@ def test_what_is_watched_outlives_a_kill(undisturbed, tmp_path, root):
     seen = records(trained(tmp_path / "run", ["step:11", "step:18"], root))
     assert seen == records(undisturbed)
     last = next(record for record in reversed(seen) if record["event"] == "probe")
-    for name in ("code_travel", "grid_mapping_index", "encoder_drift", "assignment_churn"):
+    for name in ("code_travel", "grid_mapping_index", "encoder_drift", "latent_cka", "lag", "assignment_churn"):
         assert last[name] is not None, name
 
 
@@ -91,6 +91,17 @@ def test_a_run_whose_workers_stream_shards_goes_on_where_it_was(tmp_path, root):
     undisturbed, resumed = trained_runs
     assert (resumed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
     assert records(resumed) == records(undisturbed)
+
+
+def test_a_prior_that_is_killed_ends_with_the_bits_of_an_undisturbed_one(undisturbed, tmp_path, root):
+    kind = f"prior={undisturbed}"
+    alone = trained(tmp_path / "alone", [], root, kind)
+    resumed = trained(tmp_path / "run", ["step:7", "write:2", "step:10"], root, kind)
+    for name in ("model.safetensors", "config.json", "tokenizer/model.safetensors"):
+        assert (resumed / name).read_bytes() == (alone / name).read_bytes(), name
+    assert records(resumed) == records(alone)
+    seen = [record["event"] for record in records(resumed)]
+    assert (seen.count("train"), seen.count("probe"), seen.count("held_out")) == (30, 3, 1)
 
 
 def check(moments, undisturbed, tmp_path, root):

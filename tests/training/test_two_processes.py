@@ -13,7 +13,7 @@ from PIL import Image
 
 from provq.errors import UsageError
 from provq.tokenizer import Tokenizer
-from provq.training.loop import Training
+from provq.training.settings import Training
 
 NETWORK = {"kind": "convolutional", "width": 16, "downsampling": 4}
 RECIPE = {

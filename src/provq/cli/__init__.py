@@ -12,6 +12,8 @@ from provq.cli.decompress import decompress
 from provq.cli.encode import encode
 from provq.cli.evaluate import evaluate
 from provq.cli.export import export
+from provq.cli.features import features
+from provq.cli.generate import generate
 from provq.cli.inspect import inspect
 from provq.cli.push import push
 from provq.cli.recipes import recipes
@@ -29,12 +31,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-verbs = (train, compare, evaluate, reconstruct, encode, decode, compress, decompress, tokenize, inspect, export, push)
+verbs = (
+    train,
+    compare,
+    evaluate,
+    reconstruct,
+    encode,
+    decode,
+    compress,
+    decompress,
+    tokenize,
+    generate,
+    inspect,
+    export,
+    push,
+)
 for verb in verbs:
     app.command()(verb)
 app.add_typer(tokens, name="tokens")
 app.add_typer(recipes, name="recipes")
 app.add_typer(benchmark, name="benchmark")
+app.add_typer(features, name="features")
 
 
 def main() -> None:

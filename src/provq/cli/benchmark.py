@@ -1,5 +1,6 @@
-"""`provq benchmark codec`."""
+"""`provq benchmark codec` and `provq benchmark generation`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,15 @@ from provq.cli.arguments import Checkpoint, Json, write_json
 from provq.cli.compress import CodingName
 
 benchmark = typer.Typer(help="Measure what tokens are good for.", no_args_is_help=True)
+
+
+class Scaling(StrEnum):
+    """How pictures come to the size that is compared."""
+
+    shorter = "shorter"
+    adm = "adm"
+    none = "none"
+
 
 HEADINGS = {"bits_per_pixel": "bits/pixel", "bits_per_pixel_alone": "alone"}
 
@@ -39,3 +49,45 @@ def codec(
     if str(json) != "-":
         Console().print(table)
     write_json(rows, json)
+
+
+@benchmark.command()
+def generation(
+    generated: Annotated[
+        str, typer.Argument(metavar="GENERATED", help="A folder (folders in it are classes), tars, or an .npz of ADM.")
+    ],
+    real: Annotated[str, typer.Argument(metavar="REAL", help="Real ones: a folder, tars, hf:NAME or embedded:NAME.")],
+    features: Annotated[
+        str,
+        typer.Option(metavar="PATH", help="What `provq features train` wrote, or FID's Inception-v3 as a file."),
+    ],
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; left out, those of the network.")] = None,
+    resize: Annotated[Scaling, typer.Option(help="How pictures are scaled, as data.resize.")] = Scaling.shorter,
+    cas: Annotated[bool, typer.Option("--cas", help="Train a classifier on GENERATED and test it on REAL.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes no number.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Reading processes.")] = 0,
+    json: Json = None,
+) -> None:
+    """Measure generated pictures against real ones, through the features of one network."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from provq.commands.generation import measure_generation
+
+    numbers = measure_generation(
+        generated,
+        real,
+        features,
+        size=size,
+        resize=resize.value,
+        cas=cas,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    table = Table("measure", "value", box=None)
+    for name, value in numbers.items():
+        table.add_row(escape(name), f"{value:,.4f}".rstrip("0").rstrip("."))
+    if str(json) != "-":
+        Console().print(table)
+    write_json(numbers, json)

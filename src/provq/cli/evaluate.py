@@ -28,6 +28,7 @@ def evaluate(
 ) -> None:
     """Measure a tokenizer, always with hard codes."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from provq.commands.evaluate import evaluate as run
@@ -46,7 +47,7 @@ def evaluate(
     )
     table = Table("measure", "value", box=None)
     for name, value in numbers.items():
-        table.add_row(name, f"{value:,.4f}".rstrip("0").rstrip("."))
+        table.add_row(escape(name), f"{value:,.4f}".rstrip("0").rstrip("."))
     if str(json) != "-":
         Console().print(table, f"\n{modality_of(tokenizer).protocol}")
     write_json(numbers, json)

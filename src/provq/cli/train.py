@@ -22,10 +22,15 @@ def train(
     resume: Annotated[Resume, typer.Option(help="auto goes on from the newest checkpoint in --out.")] = Resume.never,
     json: Json = None,
 ) -> None:
-    """Train a tokenizer from a recipe."""
+    """Train what a recipe describes: a tokenizer, or a prior over its tokens."""
     from provq.commands.train import train as run
+    from provq.tokenizer import Tokenizer
     from provq.training.log import read_log
 
-    tokenizer = run(recipe, out=out, overrides=overrides or [], resume=resume.value)
-    last = next(record for record in reversed(read_log(out)) if record["event"] == "train")
-    write_json({"out": out, "fingerprint": tokenizer.fingerprint, **last}, json)
+    trained = run(recipe, out=out, overrides=overrides or [], resume=resume.value)
+    records = {record["event"]: record for record in read_log(out)}  # the last of each kind
+    if isinstance(trained, Tokenizer):
+        told = {"fingerprint": trained.fingerprint}
+    else:
+        told = {"tokenizer": trained.metadata["tokenizer"], **records.get("held_out", {})}
+    write_json({"out": out, **told, **records["train"]}, json)

@@ -18,7 +18,8 @@ from typing import Any, final
 import torch
 
 from provq.commands.evaluate import evaluate, modality_of
-from provq.commands.train import refuse_another_recipe, train
+from provq.commands.running import refuse_another_recipe
+from provq.commands.train_tokenizer import train_tokenizer
 from provq.data import evaluation_batches
 from provq.errors import DivergenceError
 from provq.evaluation.evaluate import evaluate as evaluate_batches
@@ -106,7 +107,7 @@ def _evaluated(run: Run) -> dict[str, Any]:
         refuse_another_recipe(run.folder, run.recipe)
         return row_from_json(result.read_text())
     try:
-        tokenizer = train(run.recipe, out=run.folder, resume="auto")
+        tokenizer = train_tokenizer(run.recipe, out=run.folder, resume="auto")
     except DivergenceError:
         if not run.is_trial:
             raise

@@ -1,10 +1,12 @@
 """Samples and reference statistics as published tables exchange them: the `.npz` files of ADM and of pytorch-fid.
 
-`arr_0` holds 8-bit pictures (n, height, width, 3). References of ADM hold `mu` and `sigma` besides, the statistics of
-their features, which may be those of more pictures than the file shows. Nothing that is read can run code.
+`arr_0` holds 8-bit pictures (n, height, width, 3), `arr_1` the numbers of their classes if they have any. References of
+ADM hold `mu` and `sigma` besides, the statistics of their features, which may be those of more pictures than the file
+shows. Nothing that is read can run code.
 """
 
 import math
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.lib import format as npy
 from torch import Tensor
 
@@ -32,35 +34,57 @@ class _Entry(NamedTuple):
     file: IO[bytes]  # at the first number
 
 
-def write_samples(path: str | Path, batches: Iterable[UInt8[Tensor, "_ 3 h w"]], count: int) -> None:
-    """Write pictures as `arr_0`, one batch at a time.
+class Place(NamedTuple):
+    """Where the pictures of a file of samples lie, one behind the other, as (height, width, 3)."""
+
+    number: int
+    height: int
+    width: int
+    offset: int
+
+
+def eight_bits(pictures: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
+    """Pictures in [-1, 1] as they would be saved: published numbers are of files."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def write_samples(
+    path: str | Path,
+    batches: Iterable[UInt8[Tensor, "_ 3 h w"]],
+    count: int,
+    labels: Int[Tensor, " count"] | None = None,
+) -> None:
+    """Write pictures as `arr_0`, one batch at a time, and their classes as `arr_1`.
 
     Args:
         path: The file, which appears whole or not at all; missing folders are made.
         batches: The pictures, all of one size.
         count: How many there are in all.
+        labels: Their classes; left out, they have none.
 
     Raises:
-        UsageError: There are more or fewer pictures, or they differ in size or are not of 8 bits.
+        UsageError: There are more or fewer pictures or classes, or pictures differ in size or are not of 8 bits.
     """
+    if labels is not None and len(labels) != count:
+        raise UsageError(f"{path}: {count} samples were announced, and there are {len(labels)} classes")
     written, size = 0, None
-    with (
-        appearing(Path(path)) as unfinished,
-        zipfile.ZipFile(unfinished, "w") as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as file,
-    ):
-        for batch in batches:
-            if size is None:
-                size = (3, *batch.shape[2:])
-                shape = (count, *batch.shape[2:], 3)
-                npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            if batch.dtype != torch.uint8 or batch.shape[1:] != size:
-                found = f"{batch.dtype} {tuple(batch.shape[1:])}"
-                raise UsageError(f"{path}: samples are 8-bit pictures of one size, {size}, got {found}")
-            file.write(batch.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
-            written += len(batch)
-        if written != count or size is None:
-            raise UsageError(f"{path}: {count} samples were announced and {written} came")
+    with appearing(Path(path)) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            for batch in batches:
+                if size is None:
+                    size = (3, *batch.shape[2:])
+                    shape = (count, *batch.shape[2:], 3)
+                    npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+                if batch.dtype != torch.uint8 or batch.shape[1:] != size:
+                    found = f"{batch.dtype} {tuple(batch.shape[1:])}"
+                    raise UsageError(f"{path}: samples are 8-bit pictures of one size, {size}, got {found}")
+                file.write(batch.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
+                written += len(batch)
+            if written != count or size is None:
+                raise UsageError(f"{path}: {count} samples were announced and {written} came")
+        if labels is not None:
+            with archive.open("arr_1.npy", "w") as file:
+                npy.write_array(file, labels.cpu().numpy(), version=(1, 0))
 
 
 def read_samples(path: str | Path, *, batch_size: int = 64) -> Iterator[UInt8[Tensor, "_ 3 h w"]]:
@@ -74,17 +98,45 @@ def read_samples(path: str | Path, *, batch_size: int = 64) -> Iterator[UInt8[Te
         UserError: The file is not there, is damaged, or holds something else.
     """
     path = Path(path)
-    with _opened(path) as archive, _entry(archive, "arr_0", path) as (shape, dtype, is_by_columns, file):
-        number, height, width, channels = shape if len(shape) == 4 else (0, 0, 0, 0)
-        if dtype != np.uint8 or channels != 3 or is_by_columns:
-            found = f"{dtype} {shape}{' by columns' if is_by_columns else ''}"
-            raise UserError(f"{path}: arr_0: expected 8-bit pictures, uint8 (n, height, width, 3), found {found}")
-        if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
-            raise UserError(f"{path}: arr_0: sides from 1 to {_LARGEST_SIDE} pixels can be read, found {shape}")
+    with _opened(path) as archive, _pictures(archive, path) as (number, height, width, file):
         for start in range(0, number, batch_size):
             batch = (min(batch_size, number - start), height, width, 3)
             content = bytearray(file.read(math.prod(batch)))
             yield torch.from_numpy(np.frombuffer(content, np.uint8).reshape(batch)).permute(0, 3, 1, 2)
+
+
+def place_of_samples(path: str | Path) -> Place:
+    """Where the pictures of `arr_0` lie in a file, so that each can be read by itself.
+
+    Raises:
+        UserError: The file is not there, is damaged, holds something else, or is compressed.
+    """
+    path = Path(path)
+    with _opened(path) as archive, _pictures(archive, path) as (number, height, width, file):
+        entry = archive.getinfo("arr_0.npy")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{path}: its pictures are compressed; write them with numpy.savez")
+        with path.open("rb") as whole:
+            # An entry's numbers lie behind 30 bytes, two of whose fields say how long its name and more about it are.
+            whole.seek(entry.header_offset + 26)
+            behind = 30 + sum(struct.unpack("<HH", whole.read(4)))
+        return Place(number, height, width, entry.header_offset + behind + file.tell())
+
+
+def read_labels(path: str | Path) -> Int[Tensor, " n"] | None:
+    """The classes in `arr_1`, or None where there is none.
+
+    Raises:
+        UserError: The file is not there, is damaged, or `arr_1` holds something else than classes.
+    """
+    path = Path(path)
+    with _opened(path) as archive:
+        if "arr_1.npy" not in archive.namelist():
+            return None
+        with _entry(archive, "arr_1", path) as (shape, dtype, _, file):
+            if dtype.kind not in "ui" or len(shape) != 1:
+                raise UserError(f"{path}: arr_1: expected whole numbers (n,), the classes, found {dtype} {shape}")
+            return torch.from_numpy(np.frombuffer(file.read(), dtype).astype(np.int64))
 
 
 def holds_statistics(path: str | Path) -> bool:
@@ -143,6 +195,19 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise
     except Exception as error:  # zipfile and numpy raise many types for damaged files
         raise UserError(f"{path}: cannot be read as an npz file: {error or type(error).__name__}") from error
+
+
+@contextmanager
+def _pictures(archive: zipfile.ZipFile, path: Path) -> Iterator[tuple[int, int, int, IO[bytes]]]:
+    """Number, height and width of the pictures, and the file at the first of their values."""
+    with _entry(archive, "arr_0", path) as (shape, dtype, is_by_columns, file):
+        number, height, width, channels = shape if len(shape) == 4 else (0, 0, 0, 0)
+        if dtype != np.uint8 or channels != 3 or is_by_columns:
+            found = f"{dtype} {shape}{' by columns' if is_by_columns else ''}"
+            raise UserError(f"{path}: arr_0: expected 8-bit pictures, uint8 (n, height, width, 3), found {found}")
+        if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
+            raise UserError(f"{path}: arr_0: sides from 1 to {_LARGEST_SIDE} pixels can be read, found {shape}")
+        yield number, height, width, file
 
 
 @contextmanager

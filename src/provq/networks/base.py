@@ -1,8 +1,8 @@
-"""What a tokenizer asks of the two networks on either side of its quantizer."""
+"""What a tokenizer asks of the two networks beside its quantizer, and what measuring asks of a network of features."""
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 
@@ -40,3 +40,27 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, latents: Float[Tensor, "b ... dim"]) -> Float[Tensor, "b ..."]:
         """Items such as the encoder takes."""
+
+
+class FeatureNetwork(nn.Module, ABC):
+    """A fixed classifier of pictures whose features are compared; numbers that are made through it are named after it.
+
+    Attributes:
+        label: What such a number calls it: its architecture, and the first digits of `sha256`.
+        sha256: That of its weights, in hexadecimal digits.
+        dim: Number of features.
+        is_fid: Whether a Fréchet distance in its features is the one that the literature calls FID.
+    """
+
+    label: str
+    sha256: str
+    dim: int
+    is_fid: bool
+
+    @abstractmethod
+    def forward(self, pictures: UInt8[Tensor, "b 3 height width"]) -> Float[Tensor, "b dim"]:
+        """Features of 8-bit pictures."""
+
+    @abstractmethod
+    def logits(self, features: Float[Tensor, "b dim"]) -> Float[Tensor, "b classes"]:
+        """Logits of the classes, from which their probabilities are taken for scores."""

@@ -5,7 +5,6 @@ its last block should average, and scales pictures as TensorFlow 1 did. Each of 
 """
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, linear, max_pool2d, relu
 
 from provq.errors import UsageError
+from provq.networks.base import FeatureNetwork
 from provq.networks.weights import WeightsFile
 
 FID_INCEPTION_ADDRESS = (
@@ -30,26 +30,6 @@ Layer = tuple[int, int, int]  # channels, height and width of the kernel
 Step = tuple[Layer, ...]  # layers that read the same values, and whose channels are joined
 Branches = Mapping[str, tuple[Step, ...]]
 Pool = Callable[[Tensor], Tensor]
-
-
-class FeatureNetwork(nn.Module, ABC):
-    """A fixed network whose features of pictures are compared; numbers from it are named after it.
-
-    Attributes:
-        name: What a number calls it.
-        sha256: That of its weights' file, in hexadecimal digits.
-        dim: Number of features.
-        is_fid: Whether a Fréchet distance in its features is the one that the literature calls FID.
-    """
-
-    name: str
-    sha256: str
-    dim: int
-    is_fid: bool
-
-    @abstractmethod
-    def forward(self, pictures: UInt8[Tensor, "b 3 height width"]) -> Float[Tensor, "b dim"]:
-        """Features of 8-bit pictures of any size."""
 
 
 @final
@@ -79,7 +59,7 @@ class FidInception(FeatureNetwork):
         )
         with path.open("rb") as content:
             self.sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        self.name = "inception"
+        self.label = f"inception-{self.sha256[:8]}"
         self.dim = 2048
         self.is_fid = self.sha256 == FID_INCEPTION_SHA256
         # Without memory of their own: weights come from the file, and none are drawn from the caller's generator.

@@ -1,18 +1,18 @@
 """Checkpoints of a run: each a folder that appears whole or not at all.
 
-OUT/checkpoints/step-00001000/config.json, model.safetensors    the tokenizer as it is evaluated
+OUT/checkpoints/step-00001000/config.json, model.safetensors    what is trained, as it is evaluated
                               state/training.pt                 what resuming needs besides; tensors and plain values
 """
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from provq.errors import UserError
-from provq.tokenizer import Tokenizer
 
 _UNFINISHED = ".unfinished-"
 
@@ -23,14 +23,22 @@ def newest_step(out: Path) -> int | None:
     return int(folders[-1].name.removeprefix("step-")) if folders else None
 
 
-def save_checkpoint(out: Path, step: int, tokenizer: Tokenizer, state: dict[str, Any], *, keep: int) -> None:
-    """Write a checkpoint, then drop all but the newest `keep`; a kill at any moment leaves a whole newest one."""
+def save_checkpoint(out: Path, step: int, save: Callable[[Path], None], state: dict[str, Any], *, keep: int) -> None:
+    """Write a checkpoint, then drop all but the newest `keep`; a kill at any moment leaves a whole newest one.
+
+    Args:
+        out: The folder of the run.
+        step: The steps that are done.
+        save: Writes what is evaluated into a folder.
+        state: What resuming needs besides.
+        keep: How many checkpoints to keep.
+    """
     parent = out / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
     for leftover in parent.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(leftover)
     unfinished = parent / f"{_UNFINISHED}step-{step:08d}"
-    tokenizer.save_pretrained(unfinished)
+    save(unfinished)
     (unfinished / "state").mkdir()
     torch.save(state, unfinished / "state" / "training.pt")
     for path in (*unfinished.rglob("*"), unfinished):

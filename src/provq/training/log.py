@@ -165,8 +165,10 @@ def show_skipped(skipped: Mapping[str, str], most: int = 10) -> None:
 
 
 def state_of(record: Record) -> str:
-    """Loss, hardness and usage of a record in a few words."""
-    words = [f"loss {record['loss']:.4f}", f"hardness {record['hardness']:.2f}"]
+    """Loss, and where a tokenizer is trained hardness and usage, of a record in a few words."""
+    words = [f"loss {record['loss']:.4f}"]
+    if "hardness" in record:
+        words.append(f"hardness {record['hardness']:.2f}")
     if "usage" in record:
         words.append(f"usage {100 * record['usage']:.0f} %")
     return "  ".join(words)
@@ -180,6 +182,8 @@ def _on_bar(records: Iterator[Record], progress: Progress, task: Any) -> Iterato
             progress.console.print(_hand_over_line(record))
         elif record["event"] == "alarm":
             progress.console.print(_alarm_line(record), style="yellow", markup=False)
+        elif record["event"] == "held_out":
+            progress.console.print(_held_out_line(record))
         yield record
 
 
@@ -193,6 +197,8 @@ def _on_lines(
             console.print(_hand_over_line(record), soft_wrap=True)
         elif record["event"] == "alarm":
             console.print(_alarm_line(record), style="yellow", markup=False, soft_wrap=True)
+        elif record["event"] == "held_out":
+            console.print(_held_out_line(record), soft_wrap=True)
         elif record["event"] == "train" and (now - printed >= seconds or record["step"] == steps):
             printed = now
             console.print(f"{title}  {record['step']}/{steps}  {state_of(record)}", soft_wrap=True)
@@ -208,3 +214,10 @@ def _hand_over_line(record: Record) -> str:
 
 def _alarm_line(record: Record) -> str:
     return f"warning at step {record['step']}: {record['warning']}"
+
+
+def _held_out_line(record: Record) -> str:
+    return (
+        f"step {record['step']}: {record['items']} held-out items, {record['bits_per_token']:.4f} bits a token, "
+        f"{record['bits_per_item']:.2f} bits an item"
+    )

@@ -2,6 +2,7 @@
 
 import math
 
+from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -40,6 +41,28 @@ def make_optimizer(
     # One pass over the weights instead of seven: a twentieth of a step where networks are large and batches small.
     optimizer = AdamW(groups, betas=betas, weight_decay=weight_decay, fused=fused)
     return optimizer, LambdaLR(optimizer, rates)
+
+
+def make_network_optimizer(
+    network: nn.Module,
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup: float,
+    final_learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    fused: bool = True,
+) -> tuple[AdamW, LambdaLR]:
+    """AdamW over a network, and the schedule of its rate, as `make_optimizer` has it for the networks of a tokenizer.
+
+    Matrices decay; offsets, scales of norms and other rows of numbers do not.
+    """
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    rows = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rows, "weight_decay": 0.0}]
+    optimizer = AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=fused)
+    return optimizer, LambdaLR(optimizer, lambda step: _warm_cosine(step, steps, warmup, final_learning_rate))
 
 
 def _warm_cosine(step: int, steps: int, warmup: float, final: float) -> float:

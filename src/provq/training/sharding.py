@@ -1,6 +1,6 @@
 """Networks in shards over ranks (FSDP2), for those that do not fit into one device; the quantizer stays whole.
 
-    shard(tokenizer, mesh)      each parameter of encoder and decoder becomes this rank's part of it
+    shard(model, mesh)          each parameter of its networks becomes this rank's part of it
     clip(parameters, largest)   gradients, of which some are parts
     whole(state)                what a checkpoint holds: the parts of all ranks put together
     like(value, parameter)      what a checkpoint holds, cut up again
@@ -22,24 +22,24 @@ from provq.ops.collectives import from_first_rank, ranks, sum_over_ranks
 from provq.tokenizer import Tokenizer
 
 
-def shard(tokenizer: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Cut encoder and decoder of a tokenizer up, block by block; codebooks are small, and each rank searches them all.
+def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Cut a network up, block by block; of a tokenizer encoder and decoder, for each rank searches all codebooks.
 
     Everything starts as the first rank has it. Gradients of what stays whole are averaged as they come.
     """
-    assert isinstance(tokenizer, Tokenizer)
     with torch.no_grad():
-        for value in (*tokenizer.parameters(), *tokenizer.buffers()):
+        for value in (*model.parameters(), *model.buffers()):
             value.data = from_first_rank(value).contiguous()  # parts can be cut from this layout alone
     within = mesh["data_parallel"]
-    for network in (tokenizer.encoder, tokenizer.decoder):
+    for network in (model.encoder, model.decoder) if isinstance(model, Tokenizer) else (model,):
         for block in _blocks(network):
             fully_shard(block, mesh=within)
         # Hand-overs and measurements call each by itself, so each is cut up again after every call.
         fully_shard(network, mesh=within, reshard_after_forward=True)
-    for parameter in tokenizer.quantizer.parameters():
-        parameter.register_post_accumulate_grad_hook(_average)  # type: ignore[no-untyped-call]
-    return tokenizer
+    if isinstance(model, Tokenizer):
+        for parameter in model.quantizer.parameters():
+            parameter.register_post_accumulate_grad_hook(_average)  # type: ignore[no-untyped-call]
+    return model
 
 
 def clip(parameters: Iterable[nn.Parameter], largest: float) -> None:

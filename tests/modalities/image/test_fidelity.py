@@ -10,7 +10,7 @@ from scipy.linalg import sqrtm
 from provq.errors import UserError
 from provq.evaluation.samples import write_samples
 from provq.modalities.image.fidelity import ReconstructionFrechet, ReferenceFrechet, Samples
-from provq.networks.inception import FeatureNetwork
+from provq.networks.base import FeatureNetwork
 
 
 class Means(FeatureNetwork):
@@ -18,13 +18,16 @@ class Means(FeatureNetwork):
 
     def __init__(self, *, is_fid=False):
         super().__init__()
-        self.name, self.sha256, self.dim, self.is_fid = "means", "0123456789abcdef" * 4, 6, is_fid
+        self.label, self.sha256, self.dim, self.is_fid = "means-01234567", "0123456789abcdef" * 4, 6, is_fid
         self.seen = []
 
     def forward(self, pictures):
         self.seen.append(pictures)
         upper, lower = pictures.float().chunk(2, dim=2)
         return torch.cat([upper.mean((2, 3)), lower.mean((2, 3))], 1)
+
+    def logits(self, features):
+        return features
 
 
 def pictures(number, seed=0):

@@ -13,8 +13,8 @@ from torch import Tensor
 from provq.errors import UserError
 from provq.evaluation.distribution import Gaussian, Moments, frechet_distance
 from provq.evaluation.evaluate import Measure
-from provq.evaluation.samples import holds_statistics, read_samples, read_statistics, write_samples
-from provq.networks.inception import FeatureNetwork
+from provq.evaluation.samples import eight_bits, holds_statistics, read_samples, read_statistics, write_samples
+from provq.networks.base import FeatureNetwork
 
 _BATCH = 64
 _PUBLISHED_COUNT = 50_000  # pictures behind a published rFID; with fewer the number comes out larger
@@ -26,7 +26,7 @@ class ReconstructionFrechet(Measure):
 
     `rfid`: FID as published tables have it, of at least 50,000 pictures through the published network.
     `rfid@2500[inception-6726825d]`: the same network with fewer pictures, a number that compares only with its like.
-    `frechet@2500[NAME-DIGITS]`: any other network, told apart by eight digits of its weights' SHA-256; this is no FID.
+    `frechet@2500[LABEL]`: any other network, by its label; this is no FID.
 
     Both sides are 8-bit pictures that went through the same crop, as a published rFID asks for.
 
@@ -44,7 +44,7 @@ class ReconstructionFrechet(Measure):
         """Add a batch of pictures in [-1, 1]."""
         self._network.to(items.device)
         for moments, pictures in ((self._outputs, output), (self._items, items)):
-            moments.update(self._network(_eight_bits(pictures)))
+            moments.update(self._network(eight_bits(pictures)))
 
     def compute(self) -> dict[str, float]:
         """The number under its key; NaN of fewer than two pictures."""
@@ -56,7 +56,7 @@ class ReconstructionFrechet(Measure):
         network, count = self._network, self._items.number
         if network.is_fid and count >= _PUBLISHED_COUNT:
             return "rfid"
-        return f"{'rfid' if network.is_fid else 'frechet'}@{count}[{_digits_of(network)}]"
+        return f"{'rfid' if network.is_fid else 'frechet'}@{count}[{network.label}]"
 
 
 @final
@@ -64,7 +64,7 @@ class ReferenceFrechet(Measure):
     """The Fréchet distance between outputs and a reference file, such as those of ADM; its key says what it is.
 
     `fid[NAME]`: of at least 50,000 outputs through the published network, against the reference of that name.
-    `fid@2500[NAME, inception-6726825d]` and `frechet@2500[NAME, NETWORK-DIGITS]`: as for `ReconstructionFrechet`.
+    `fid@2500[NAME, inception-6726825d]` and `frechet@2500[NAME, LABEL]`: as for `ReconstructionFrechet`.
 
     Args:
         network: What the features come from; it is moved to where the pictures are.
@@ -83,7 +83,7 @@ class ReferenceFrechet(Measure):
     @torch.no_grad()
     def update(self, output: Float[Tensor, "b 3 h w"], items: Float[Tensor, "b 3 h w"]) -> None:
         """Add a batch of pictures in [-1, 1]."""
-        self._outputs.update(self._network.to(output.device)(_eight_bits(output)))
+        self._outputs.update(self._network.to(output.device)(eight_bits(output)))
 
     def compute(self) -> dict[str, float]:
         """The number under its key; NaN of fewer than two pictures."""
@@ -91,7 +91,7 @@ class ReferenceFrechet(Measure):
         distance = frechet_distance(self._outputs.gaussian(), self._reference) if count > 1 else math.nan
         if network.is_fid and count >= _PUBLISHED_COUNT:
             return {f"fid[{self._name}]": distance}
-        return {f"{'fid' if network.is_fid else 'frechet'}@{count}[{self._name}, {_digits_of(network)}]": distance}
+        return {f"{'fid' if network.is_fid else 'frechet'}@{count}[{self._name}, {network.label}]": distance}
 
 
 @final
@@ -114,7 +114,7 @@ class Samples(Measure):
         self._shape = items.shape[1:]
         self._count += len(items)
         for file, pictures in zip(self._spooled.values(), (output, items), strict=True):
-            file.write(_eight_bits(pictures).cpu().contiguous().numpy().tobytes())
+            file.write(eight_bits(pictures).cpu().contiguous().numpy().tobytes())
 
     def compute(self) -> dict[str, float]:
         """Write the files, once; of no pictures there are none."""
@@ -141,12 +141,3 @@ def _reference(network: FeatureNetwork, path: Path) -> Gaussian:
     if len(statistics.mean) != network.dim:
         raise UserError(f"{path}: its statistics are of {len(statistics.mean)} features, the network has {network.dim}")
     return statistics
-
-
-def _digits_of(network: FeatureNetwork) -> str:
-    return f"{network.name}-{network.sha256[:8]}"
-
-
-def _eight_bits(pictures: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
-    """The pictures as they would be saved: published numbers are of files."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

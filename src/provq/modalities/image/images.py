@@ -27,7 +27,7 @@ class Images(Modality):
     Args:
         train: Where training pictures lie: a folder, a tar or a glob of tars, `hf:NAME` (a data set of the Hugging
             Face hub, see `hub.open_hub`), `shards:WHERE` (tars that stream from a network, see `shards.open_shards`),
-            `embedded:photographs` or `embedded:digits`.
+            `embedded:photographs` or `embedded:digits`; behind embedded data "/train" or "/val" names one part of them.
         val: Where held-out pictures lie; left out, embedded data hold out a part of their own and other data nothing.
         size: The side of the squares, in pixels.
         resize: "shorter" scales a picture down until its shorter side has `size` pixels before it is cut; "adm" scales
@@ -74,7 +74,8 @@ class Images(Modality):
         """Central squares of the held-out pictures."""
         if self.val is not None:
             return self.items_of(self.val)
-        return self.items_of(self.train) if self.train.startswith("embedded:") else None
+        holds_out = self.train.startswith("embedded:") and "/" not in self.train
+        return self.items_of(self.train) if holds_out else None
 
     def items_of(self, data: str) -> Items:
         """Central squares of other pictures; embedded data give the part they hold out."""

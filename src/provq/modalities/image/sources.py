@@ -21,6 +21,7 @@ from torch import Tensor
 
 from provq.data import shuffled
 from provq.errors import UsageError, UserError, nearest
+from provq.evaluation.samples import place_of_samples, read_labels
 from provq.modalities.image.pixels import UnreadableImage, read_image
 from provq.modalities.image.tars import (
     LARGEST_MEMBER,
@@ -38,8 +39,8 @@ from provq.modalities.image.tars import (
 Split = Literal["train", "val"]
 
 ACCEPTED = (
-    "give a folder of pictures, a picture, a .tar file, a pattern of .tar files in quotes ('dir/*.tar' or "
-    "'dir/{000..004}.tar'), shards:URL, hf:NAME, embedded:photographs or embedded:digits"
+    "give a folder of pictures, a picture, a .tar file, an .npz file of pictures, a pattern of .tar files in quotes "
+    "('dir/*.tar' or 'dir/{000..004}.tar'), shards:URL, hf:NAME, embedded:photographs or embedded:digits"
 )
 
 # Columns of the photographs that scikit-learn carries, by what is done with them.
@@ -50,7 +51,7 @@ VALIDATION_BANDS = ((128, 192), (448, 512))
 class ImageSource(ABC):
     """Pictures by index, each with a name and perhaps a class.
 
-    `classes` holds the names of the classes by label; it is empty where pictures have none.
+    `classes` holds the names of the classes by label; it is empty where pictures have none, or numbers alone.
     """
 
     def __init__(self, keys: Sequence[str], labels: Sequence[int], classes: tuple[str, ...]) -> None:
@@ -90,8 +91,9 @@ def open_source(data: str, *, split: Split, size: int) -> ImageSource:
     """The source that the user's words name.
 
     Args:
-        data: A path, a pattern of tars, or the name of embedded pictures.
-        split: Which part of embedded pictures is meant; files are taken as they are.
+        data: A path, a pattern of tars, or the name of embedded pictures, behind which "/train" or "/val" may say which
+            part of them is meant.
+        split: Which part of embedded pictures is meant where `data` does not say; files are taken as they are.
         size: The side of the squares that will be cut from the pictures.
 
     Raises:
@@ -109,6 +111,8 @@ def open_source(data: str, *, split: Split, size: int) -> ImageSource:
 
         return open_shards(data.removeprefix("shards:"))
     path = Path(data).expanduser()
+    if path.suffix.lower() == ".npz" and not path.is_dir():
+        return SampleSource(path)
     if not path.exists() and re.search(r"[*?[{]", data):
         return TarSource(matching_tars(str(path)))
     if path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES:
@@ -116,7 +120,12 @@ def open_source(data: str, *, split: Split, size: int) -> ImageSource:
     return FolderSource(path)
 
 
-def _embedded(name: str, split: Split, size: int) -> ImageSource:
+def _embedded(words: str, split: Split, size: int) -> ImageSource:
+    name, _, part = words.partition("/")
+    parts: dict[str, Split] = {"": split, "train": "train", "val": "val"}
+    if part not in parts:
+        raise UsageError(f"data 'embedded:{words}': it has no part {part!r}; {nearest(part, ('train', 'val'))}")
+    split = parts[part]
     if name == "photographs":
         return Photographs(split, size)
     if name == "digits":
@@ -288,6 +297,42 @@ def _numbers(path: Path, places: Mapping[str, Place], pictures: Sequence[str]) -
                 )
             numbers.append(number)
     return numbers
+
+
+@final
+class SampleSource(ImageSource):
+    """The pictures of an uncompressed `.npz` file in the form of ADM's evaluator, with the numbers of their classes."""
+
+    def __init__(self, path: Path) -> None:
+        """Find the pictures.
+
+        Raises:
+            UserError: The file is not there, is damaged or compressed, or holds something else.
+        """
+        self._path = path
+        self._place = place_of_samples(path)
+        labels = read_labels(path)
+        number = self._place.number
+        if labels is not None and (len(labels) != number or bool((labels < 0).any())):
+            raise UserError(
+                f"data {str(path)!r}: arr_1 must hold a class, 0 or above, for each of the {number} pictures"
+            )
+        keys = [f"{path.stem}-{index:06d}" for index in range(number)]
+        super().__init__(keys, [-1] * number if labels is None else labels.tolist(), ())
+
+    def read(self, index: int) -> Image.Image:
+        """The picture at `index`."""
+        _, height, width, offset = self._place
+        size = height * width * 3
+        try:
+            with self._path.open("rb") as file:
+                file.seek(offset + index * size)
+                data = file.read(size)
+        except OSError as error:
+            raise UnreadableImage(f"the file cannot be read: {error.strerror}") from error
+        if len(data) < size:
+            raise UnreadableImage("the file has become shorter since it was opened")
+        return Image.frombytes("RGB", (width, height), data)
 
 
 @final
