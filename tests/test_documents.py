@@ -15,6 +15,7 @@ PAGES = [
     "docs/clusters.md",
     "docs/diagnostics.md",
     "docs/export.md",
+    "docs/generation.md",
     "docs/images.md",
     "docs/measuring_generation.md",
     "docs/method.md",

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from provq.errors import UserError
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place, then put it there in one move; missing folders are made."""
@@ -25,6 +27,25 @@ def appearing(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def newest_saved(folder: Path, what: str) -> Path:
+    """The folder itself where a model was saved in it, or the newest checkpoint of a run.
+
+    Args:
+        folder: The folder.
+        what: Is looked for, in words.
+
+    Raises:
+        UserError: The folder is not there, or holds neither.
+    """
+    if (folder / "config.json").is_file():
+        return folder
+    checkpoints = sorted((folder / "checkpoints").glob("step-*/config.json"))
+    if not checkpoints:
+        lacks = "holds no config.json and no checkpoints" if folder.exists() else "is not there"
+        raise UserError(f"{folder} {lacks}; give a run's folder or a saved {what}")
+    return checkpoints[-1].parent
 
 
 def to_json(value: Any, *, indent: int | None = 2) -> str:

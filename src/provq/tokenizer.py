@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from provq import hub, networks, quantizers
 from provq.errors import UsageError, UserError
-from provq.files import write_whole
+from provq.files import newest_saved, write_whole
 from provq.networks import Decoder, Encoder
 from provq.ops.masking import where_kept
 from provq.quantizers import Quantizer
@@ -294,14 +294,4 @@ def _found(place: str | Path, revision: str | None, local: bool) -> Path:
         return hub.download(place, ("config.json", "model.safetensors"), revision)
     if revision is not None:
         raise UsageError(f"revision={revision!r} is for a repository of the hub, and {folder} is read as a folder")
-    return _newest(folder)
-
-
-def _newest(folder: Path) -> Path:
-    if (folder / "config.json").is_file():
-        return folder
-    checkpoints = sorted((folder / "checkpoints").glob("step-*/config.json"))
-    if not checkpoints:
-        what = "is not there" if not folder.exists() else "holds no config.json and no checkpoints"
-        raise UserError(f"{folder} {what}; give a run's folder or a saved tokenizer")
-    return checkpoints[-1].parent
+    return newest_saved(folder, "tokenizer")

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from provq import hub
 from provq.errors import UserError
+from provq.files import newest_saved
 from provq.generation.autoregressive import AutoregressivePrior
 from provq.generation.base import FORMAT, Prior
 from provq.generation.masked import MaskedPrior
@@ -50,10 +51,4 @@ def _found(place: str | Path) -> Path:
     folder = Path(place)
     if isinstance(place, str) and hub.is_repository(place) and not folder.exists():
         return hub.download(place, _FILES, None)
-    if (folder / "config.json").is_file():
-        return folder
-    checkpoints = sorted((folder / "checkpoints").glob("step-*/config.json"))
-    if not checkpoints:
-        what = "is not there" if not folder.exists() else "holds no config.json and no checkpoints"
-        raise UserError(f"{folder} {what}; give a run's folder or a saved prior")
-    return checkpoints[-1].parent
+    return newest_saved(folder, "prior")
