@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from provq import hub
 from provq.errors import UserError
+from provq.files import newest_saved
 from provq.generation.base import Prior
 from provq.generation.checkpoint import load_prior
 from provq.tokenizer import Tokenizer
@@ -66,9 +67,7 @@ def _folder_of(place: str | Path) -> Path:
     folder = Path(place)
     if isinstance(place, str) and hub.is_repository(place) and not folder.exists():
         return hub.download(place, _FILES)
-    if (folder / "config.json").is_file():
-        return folder
-    return sorted((folder / "checkpoints").glob("step-*/config.json"))[-1].parent
+    return newest_saved(folder, "prior")
 
 
 def _is_tokenizer(place: str | Path) -> bool:
