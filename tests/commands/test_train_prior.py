@@ -190,8 +190,8 @@ def test_numbers_are_spread_over_classes_or_hold_for_each(prior_run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": ["thre"]}, "unknown class 'thre'; did you mean 'three'"),
-        ({"classes": ["10"]}, "unknown class '10'; .*a number below 10"),
+        ({"classes": ["thre"]}, "unknown class 'thre' .*; did you mean 'three'"),
+        ({"classes": ["10"]}, r"unknown class '10' \(they are also numbered, 0 to 9\)"),
         ({"number": 0}, "number must be at least 1, got 0"),
         ({"top_p": 0.0}, "sampling.top_p"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),

@@ -134,7 +134,8 @@ def _class(name: str, names: Sequence[str]) -> int:
         return names.index(name)
     if name.isdecimal() and int(name) < len(names):
         return int(name)
-    raise UsageError(f"generate: unknown class {name!r}; {nearest(name, names)}, or a number below {len(names)}")
+    numbered = f"they are also numbered, 0 to {len(names) - 1}"
+    raise UsageError(f"generate: unknown class {name!r} ({numbered}); {nearest(name, names)}")
 
 
 def _sampling(prior: Prior, changes: dict[str, float]) -> Sampling:

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from provq.data import evaluation_batches
 from provq.errors import UsageError, UserError
 from provq.modalities.image import sources, tars
+from provq.modalities.image.images import Images
 from provq.modalities.image.pixels import UnreadableImage
 from provq.modalities.image.sources import Digits, FolderSource, Photographs, TarSource, open_source
 from provq.modalities.image.views import CentralViews
@@ -487,3 +488,18 @@ def test_the_home_folder_may_be_written_with_a_tilde(tmp_path, monkeypatch):
 def test_a_name_with_pattern_characters_that_exists_is_taken_literally(tmp_path):
     write(tmp_path, "a[1]/x.png")
     assert keys(opened(tmp_path / "a[1]")) == ["x.png"]
+
+
+def test_a_part_of_embedded_pictures_can_be_named_whichever_is_meant_otherwise():
+    for part in ("train", "val"):
+        meant = opened("embedded:digits", split=part, size=8)
+        for otherwise in ("train", "val"):
+            named = opened(f"embedded:digits/{part}", split=otherwise, size=8)
+            assert [named.key(i) for i in range(len(named))] == [meant.key(i) for i in range(len(meant))]
+    with pytest.raises(UsageError, match=r"no part 'trian'; did you mean 'train'\?"):
+        opened("embedded:digits/trian", split="val", size=8)
+
+
+def test_training_on_a_named_part_holds_nothing_out():
+    assert Images(train="embedded:digits/train", size=8).held_out_items() is None
+    assert len(Images(train="embedded:digits", size=8).held_out_items()) == 359

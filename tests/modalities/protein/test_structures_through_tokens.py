@@ -66,7 +66,7 @@ def test_a_token_file_says_which_residue_each_token_is_of(tokenizer, folder, tmp
     assert row["residues"][:2] == [[1, "", "ALA"], [2, "", "ALA"]]
     assert len(row["tokens"]) == len(row["residues"]) == 20
     assert [place for place, token in enumerate(row["tokens"]) if token is None] == [4]
-    assert all(0 <= token < 256 for token in row["tokens"] if token is not None)
+    assert all(0 <= token < 512 for token in row["tokens"] if token is not None)
 
 
 def test_reconstructions_lie_upon_their_originals_and_are_measured(tokenizer, folder, tmp_path):
@@ -113,8 +113,8 @@ def test_a_damaged_token_file_is_refused_in_one_sentence(tokenizer, folder, tmp_
 def test_a_token_beyond_the_codebook_is_refused(tokenizer, folder, tmp_path):
     (path,) = provq.encode(tokenizer, [str(folder / "one.pdb")], out=tmp_path)
     row = json.loads(path.read_text())
-    path.write_text(json.dumps({**row, "tokens": [256, *row["tokens"][1:]]}) + "\n")
-    with pytest.raises(UserError, match="token 256 is out of range"):
+    path.write_text(json.dumps({**row, "tokens": [512, *row["tokens"][1:]]}) + "\n")
+    with pytest.raises(UserError, match="token 512 is out of range"):
         provq.decode(tokenizer, [str(path)], out=tmp_path / "decoded")
 
 
