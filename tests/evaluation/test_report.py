@@ -20,6 +20,8 @@ from scipy.stats import ttest_rel
 
 from provq.errors import UserError
 from provq.evaluation.report import LINES, ArmReport, write_report
+from provq.modalities.image.images import Images
+from provq.modalities.protein.proteins import Proteins
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -119,6 +121,7 @@ def written(path: Path, arms: list[ArmReport], **changes) -> str:
         "title": "Progressive quantization on 32 × 32 pictures",
         "summary": "Five arms, one network, 4,000 steps each, measured on 512 pictures that none has seen.",
         "originals": [gradient(index) for index in range(4)],
+        "quality": Images().quality,
         "arms": arms,
         "baseline": "hard",
         "commands": [f"provq compare pictures.yaml --arms {','.join(each.name for each in arms)} --seeds 3"],
@@ -270,6 +273,19 @@ def measured(name: str, *psnr: float, perplexity: float | None = None) -> ArmRep
     return ArmReport(name, "", evaluations, [], [], None)
 
 
+def test_where_less_is_better_the_least_leads(tmp_path):
+    def folded(name: str, *rmsd: float) -> ArmReport:
+        evaluations = [{"seed": seed, "rmsd": value, "tm": 0.5} for seed, value in enumerate(rmsd)]
+        return ArmReport(name, "", evaluations, [], [], None)
+
+    arms = [folded("hard", 5.0, 5.5), folded("simvq", 7.0, 7.5), folded("cosine", 3.0, 4.0)]
+    page = html.unescape(written(tmp_path / "report.html", arms, quality=Proteins().quality))
+    assert "“cosine” reconstructs 1.75 Å better than the baseline “hard” (3.50 against 5.25 Å of mean RMSD)" in page
+    assert "-1.75 Å" in page or "−1.75 Å" in page
+    assert "ahead in each of 2 seeds" in page
+    assert "PSNR" not in page
+
+
 @pytest.mark.parametrize(
     ("arms", "baseline", "verdict"),
     [
@@ -311,7 +327,7 @@ def measured(name: str, *psnr: float, perplexity: float | None = None) -> ArmRep
         (
             [measured("hard", 20), measured("continuous", 30)],
             "hard",
-            "Nothing to compare: only the baseline “hard” has a PSNR, 20.00 dB.",
+            "Nothing to compare: the PSNR of the baseline “hard” alone is known, 20.00 dB.",
         ),
         (
             [measured("hard", 20), measured("cosine", 21)],
@@ -324,8 +340,8 @@ def measured(name: str, *psnr: float, perplexity: float | None = None) -> ArmRep
             "“cosine” reconstructs best, with a mean PSNR of 21.00 dB; the baseline “hard” has no PSNR to "
             "compare it with.",
         ),
-        ([measured("continuous", 30)], None, "No discrete arm has a PSNR, so there is nothing to compare."),
-        ([], None, "No discrete arm has a PSNR, so there is nothing to compare."),
+        ([measured("continuous", 30)], None, "The PSNR of no discrete arm is known, so there is nothing to compare."),
+        ([], None, "The PSNR of no discrete arm is known, so there is nothing to compare."),
     ],
     ids=[
         "gain",
@@ -396,8 +412,8 @@ def test_missing_extra_says_what_to_install(tmp_path, monkeypatch, missing):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=rf"{missing}.*pip install 'provq\[report\]'"):
         write_report(
-            tmp_path / "report.html", title="", summary="", originals=[], arms=[], baseline=None,
-            commands=[], recipe="", environment={},
+            tmp_path / "report.html", title="", summary="", originals=[], quality=Images().quality, arms=[],
+            baseline=None, commands=[], recipe="", environment={},
         )  # fmt: skip
 
 

@@ -11,9 +11,7 @@ from provq.cli.arguments import Json, OutFolder, Overrides, RecipeName, write_js
 if TYPE_CHECKING:
     from provq.evaluation.seeds import PairedDifference
 
-COLUMNS = {  # by what they are called in a narrow terminal
-    "psnr": "psnr",
-    "ssim": "ssim",
+COLUMNS = {  # behind those of quality, by what they are called in a narrow terminal
     "usage": "usage",
     "codes": "perplexity",
     "dims": "effective_dim",
@@ -51,7 +49,7 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from provq.commands.compare import DEFAULT_ARMS, DEFAULT_LEARNING_RATES, differences, summary
+    from provq.commands.compare import DEFAULT_ARMS, DEFAULT_LEARNING_RATES, differences, quality_of, summary
     from provq.commands.compare import compare as run
 
     rows = run(
@@ -64,9 +62,10 @@ def compare(
         overrides=overrides or [],
         html=html,
     )
-    columns = [summary(rows, column) for column in COLUMNS.values()]
-    against = differences(rows, "psnr")
-    table = Table("arm", *COLUMNS, f"psnr - {rows[0]['arm']}", "p", box=None)
+    quality = [column.key for column in quality_of(recipe, overrides or [])]
+    columns = [summary(rows, column) for column in (*quality, *COLUMNS.values())]
+    against = differences(rows, quality[0])
+    table = Table("arm", *quality, *COLUMNS, f"{quality[0]} - {rows[0]['arm']}", "p", box=None)
     for arm in columns[0]:
         table.add_row(arm, *(_cell(*column[arm]) for column in columns), *_difference(against.get(arm)))
     if str(json) != "-":

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -23,8 +23,9 @@ from provq.commands.train_tokenizer import train_tokenizer
 from provq.data import evaluation_batches
 from provq.errors import DivergenceError
 from provq.evaluation.evaluate import evaluate as evaluate_batches
+from provq.evaluation.report import Column
 from provq.files import row_from_json, to_json, write_whole
-from provq.recipe import Recipe
+from provq.recipe import Recipe, build_parts
 from provq.tokenizer import Tokenizer
 from provq.training.log import read_log
 
@@ -70,11 +71,22 @@ def evaluated_runs(runs: Sequence[Run], parallel: int) -> Iterator[dict[str, Any
         for number, future in enumerate(as_completed(futures), start=1):
             folder = futures[future].folder
             row = future.result()
-            psnr = row.get("psnr", row["training_psnr"])
-            print(f"{number} of {len(runs)}  {folder.parent.name}/{folder.name}  {psnr:.2f} dB", file=sys.stderr)
+            print(f"{number} of {len(runs)}  {folder.parent.name}/{folder.name}  {_headline(row)}", file=sys.stderr)
         yield from map(Future.result, futures)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def score_of_trial(column: Column) -> str:
+    """The key, in what a run gave, of a number as it is of some training items."""
+    return f"training_{column.key}"
+
+
+def _headline(row: Mapping[str, Any]) -> str:
+    """The first number of a row that says how good a run is, of held-out items where there are any."""
+    of_training = next(key for key in row if key.startswith("training_"))
+    key = of_training.removeprefix("training_")
+    return f"{key} {row.get(key, row[of_training]):.2f}"
 
 
 def _settle_in(places: "SimpleQueue[int]", threads: int) -> None:
@@ -111,18 +123,20 @@ def _evaluated(run: Run) -> dict[str, Any]:
     except DivergenceError:
         if not run.is_trial:
             raise
-        row = {"training_psnr": math.nan}
+        row = {score_of_trial(build_parts(run.recipe).modality.quality[0]): math.nan}
     else:
         last = [record for record in read_log(run.folder) if record["event"] == "train"][-1]
-        row = {"steps": last["step"], "seconds": last["seconds"], "training_psnr": _training_psnr(tokenizer)}
+        row = {"steps": last["step"], "seconds": last["seconds"], **_of_training_items(tokenizer)}
         if not run.is_trial:
             row |= evaluate(tokenizer)
     write_whole(result, to_json(row).encode())
     return row
 
 
-def _training_psnr(tokenizer: Tokenizer) -> float:
+def _of_training_items(tokenizer: Tokenizer) -> dict[str, float]:
     """How well hard codes serve the first training items: what may be tuned on without a look at held-out ones."""
     modality = modality_of(tokenizer)
     batches = evaluation_batches(modality.training_items(0), batch_size=_BATCH)
-    return evaluate_batches(tokenizer, islice(batches, _TRAINING_BATCHES), modality.measures())["psnr"]
+    numbers = evaluate_batches(tokenizer, islice(batches, _TRAINING_BATCHES), modality.measures())
+    headline = modality.quality[0]
+    return {score_of_trial(headline): numbers[headline.key]}

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 import provq
-from provq.commands.arms import Run, evaluated_runs
+from provq.commands.arms import Run, evaluated_runs, score_of_trial
 from provq.commands.evaluate import modality_of
-from provq.data import Item, evaluation_batches
+from provq.data import Item, Items, evaluation_batches
 from provq.errors import UsageError
-from provq.evaluation.report import ArmReport, require_extra, write_report
+from provq.evaluation.report import ArmReport, Column, require_extra, write_report
 from provq.evaluation.seeds import PairedDifference, Spread, paired_difference, spread
 from provq.files import to_json, write_whole
+from provq.modalities.image.images import Images
 from provq.modalities.image.pixels import contact_sheet, to_image, to_png
 from provq.recipe import Recipe, build_parts, header_of_arm, load, load_changes
 from provq.tokenizer import Tokenizer
@@ -67,8 +68,8 @@ def compare(
         html: Where to write the page; `compare.html` in `out` by default.
 
     Returns:
-        One row an arm and seed: `arm`, `seed`, `learning_rate`, `steps`, `seconds` of training, `training_psnr` (of
-        some training items), and what `evaluate` returns.
+        One row an arm and seed: `arm`, `seed`, `learning_rate`, `steps`, `seconds` of training, what `evaluate`
+        returns, and the first of the data's measures of quality on some training items, such as `training_psnr`.
 
     Raises:
         UsageError: The recipe or an arm is wrong, an arm is named twice, or a number is out of bounds.
@@ -85,9 +86,9 @@ def compare(
     if not arms or len({arm_name(arm) for arm in arms}) < len(arms):
         raise UsageError(f"arms must be named, each once, got {', '.join(arms) or 'none'}")
     changed = {arm: shared.with_changes(load_changes(arm)) for arm in arms}
-    rates = _check_before_training(changed)
+    rates, quality = _check_before_training(changed)
     first_seed = int(shared.tables["training"].get("seed", 0))
-    tuned = _with_best_rates(changed, rates, learning_rates, out, parallel)
+    tuned = _with_best_rates(changed, rates, learning_rates, quality[0], out, parallel)
     runs = [
         Run(tuned[arm].with_changes({"training": {"seed": seed}}), _run_folder(out, arm, seed))
         for seed in range(first_seed, first_seed + seeds)
@@ -101,7 +102,7 @@ def compare(
     rows = [{**name, **row} for name, row in zip(names, evaluated_runs(runs, parallel), strict=True)]
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "compare.json", to_json(rows).encode())
-    _write_page(out, Path(html) if html else out / "compare.html", shared, arms, rows, first_seed)
+    _write_page(out, Path(html) if html else out / "compare.html", shared, arms, rows, quality, first_seed)
     return rows
 
 
@@ -128,13 +129,19 @@ def _by_arm(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[int, 
     return by_arm
 
 
-def _check_before_training(changed: Mapping[str, Recipe]) -> dict[str, float]:
+def quality_of(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> tuple[Column, ...]:
+    """The measures of quality of a recipe's kind of data; by the first one a comparison ranks."""
+    return build_parts(load(recipe, overrides)).modality.quality
+
+
+def _check_before_training(changed: Mapping[str, Recipe]) -> tuple[dict[str, float], tuple[Column, ...]]:
     """Find what would fail after hours of training: a wrong arm, nothing to measure on, a page that cannot be drawn.
 
-    The learning rate of each arm, which its recipe may leave to the default.
+    The learning rate of each arm, which its recipe may leave to the default, and the measures of quality.
     """
     require_extra()
     rates = {}
+    quality: tuple[Column, ...] = ()
     for arm, recipe in changed.items():
         try:
             parts = build_parts(recipe)
@@ -145,11 +152,17 @@ def _check_before_training(changed: Mapping[str, Recipe]) -> dict[str, float]:
         if parts.modality.held_out_items() is None:
             raise UsageError("there is nothing to measure the arms on: data.val is missing")
         rates[arm] = parts.training.learning_rate
-    return rates
+        quality = parts.modality.quality
+    return rates, quality
 
 
 def _with_best_rates(
-    changed: Mapping[str, Recipe], rates: Mapping[str, float], factors: Sequence[float], out: Path, parallel: int
+    changed: Mapping[str, Recipe],
+    rates: Mapping[str, float],
+    factors: Sequence[float],
+    headline: Column,
+    out: Path,
+    parallel: int,
 ) -> dict[str, Recipe]:
     """The recipe of each arm at the learning rate that serves it best in a short run."""
     if len(factors) == 1:
@@ -162,7 +175,8 @@ def _with_best_rates(
             _trial(_at_rate(changed[arm], factor * rates[arm]), out / arm_name(arm), factor) for arm, factor in tries
         ]
         for (arm, factor), row in zip(tries, evaluated_runs(trials, parallel), strict=True):
-            scores[arm][factor] = -math.inf if math.isnan(row["training_psnr"]) else row["training_psnr"]
+            score = row[score_of_trial(headline)] * (1 if headline.higher_is_better else -1)
+            scores[arm][factor] = -math.inf if math.isnan(score) else score
         wanted = {arm: _beyond(of_arm) for arm, of_arm in scores.items()}
     best = {arm: max(of_arm, key=of_arm.__getitem__) for arm, of_arm in scores.items()}
     return {arm: _at_rate(changed[arm], factor * rates[arm]) for arm, factor in best.items()}
@@ -192,7 +206,13 @@ def _run_folder(out: Path, arm: str, seed: int) -> Path:
 
 
 def _write_page(
-    out: Path, html: Path, recipe: Recipe, arms: Sequence[str], rows: Sequence[Mapping[str, Any]], seed: int
+    out: Path,
+    html: Path,
+    recipe: Recipe,
+    arms: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    quality: Sequence[Column],
+    seed: int,
 ) -> None:
     reports = []
     originals: list[bytes] = []
@@ -222,10 +242,11 @@ def _write_page(
         title=f"provq compare {recipe.name}",
         summary=(
             f"Every arm has the same network, data, order and budget: {training['steps']} steps of "
-            f"{training.get('batch_size', 32)} pictures, {seeds} {'seeds' if seeds > 1 else 'seed'}. "
+            f"{training.get('batch_size', 32)} items, {seeds} {'seeds' if seeds > 1 else 'seed'}. "
             "Hard codes, held-out data."
         ),
         originals=originals,
+        quality=quality,
         arms=reports,
         baseline=arm_name(arms[0]),
         commands=[_command()],
@@ -261,8 +282,8 @@ def _command() -> str:
 
 @torch.no_grad()
 def _pictures(tokenizer: Tokenizer) -> tuple[list[bytes], list[bytes]]:
-    """The first held-out pictures, evenly spread, and what the tokenizer makes of them."""
-    items = modality_of(tokenizer).held_out_items()
+    """The first held-out pictures, evenly spread, and what the tokenizer makes of them; none of other data."""
+    items = _held_out_pictures(tokenizer)
     if items is None:
         return [], []
     stride = max(1, len(items) // _PICTURES)
@@ -272,10 +293,15 @@ def _pictures(tokenizer: Tokenizer) -> tuple[list[bytes], list[bytes]]:
     return [to_png(to_image(picture)) for picture in values], [to_png(to_image(picture)) for picture in made]
 
 
+def _held_out_pictures(tokenizer: Tokenizer) -> Items | None:
+    modality = modality_of(tokenizer)
+    return modality.held_out_items() if isinstance(modality, Images) else None
+
+
 @torch.no_grad()
 def _codebook_picture(tokenizer: Tokenizer) -> bytes | None:
     """What each code decodes to, the most frequent first; codes that never occur are faded."""
-    items = modality_of(tokenizer).held_out_items()
+    items = _held_out_pictures(tokenizer)
     if items is None or len(tokenizer.codebook_sizes) != 1 or tokenizer.codebook_sizes[0] > _MOST_CODES:
         return None
     size = tokenizer.codebook_sizes[0]

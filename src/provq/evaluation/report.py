@@ -77,9 +77,7 @@ class Column:
     scale: float = 1.0
 
 
-COLUMNS = (
-    Column("psnr", "PSNR", 2, True, "Closeness to the originals; +1 dB is 21 % less error.", "dB"),
-    Column("ssim", "SSIM", 3, True, "Likeness of structure to the originals; 1 is identical."),
+OF_CODEBOOKS = (
     Column("usage", "Usage", 1, True, "Share of the codes that were used at least once.", "%", 100.0),
     Column("perplexity", "Perplexity", 1, True, "How many codes, used equally, would be as diverse."),
     Column("dead_codes", "Dead codes", 1, False, "Codes that were never used, over all codebooks."),
@@ -171,6 +169,7 @@ def write_report(
     title: str,
     summary: str,
     originals: Sequence[bytes],
+    quality: Sequence[Column],
     arms: Sequence[ArmReport],
     baseline: str | None,
     commands: Sequence[str],
@@ -184,6 +183,7 @@ def write_report(
         title: What was compared.
         summary: One or two sentences on data, network and budget.
         originals: PNG pictures that every arm reconstructed.
+        quality: The measures of quality of this kind of data; by the first one arms are ranked.
         arms: The arms in the order of the table.
         baseline: The name of the arm that the others are measured against, if there is one.
         commands: The commands that made the page, one a line.
@@ -197,6 +197,7 @@ def write_report(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     reference = _named(arms, baseline)
+    headline, columns = quality[0], (*quality, *OF_CODEBOOKS)
     colours = _colours(arms)
     template = Environment(
         loader=PackageLoader("provq.evaluation", "."),
@@ -208,15 +209,15 @@ def write_report(
     page = template.render(
         title=title,
         summary=summary,
-        verdict=_verdict(arms, reference),
-        figures=_figures(arms, reference),
+        verdict=_verdict(arms, reference, headline),
+        figures=_figures(arms, reference, headline),
         arms=arms,
         baseline=baseline,
         upper_bound=UPPER_BOUND,
         colours=colours,
         lines=LINES,
-        columns=COLUMNS,
-        table=_table(arms, reference),
+        columns=columns,
+        table=_table(arms, reference, columns),
         several_seeds=any(len(arm.evaluations) > 1 for arm in arms),
         budgets=[_budget(arm) for arm in arms],
         charts=_charts(arms, colours),
@@ -246,47 +247,50 @@ def _colours(arms: Sequence[ArmReport]) -> list[int]:
     return colours
 
 
-def _verdict(arms: Sequence[ArmReport], baseline: ArmReport | None) -> str:
+def _verdict(arms: Sequence[ArmReport], baseline: ArmReport | None, headline: Column) -> str:
     """What the comparison found, in one sentence that claims no more than the seeds allow."""
-    ranked = _ranked(arms)
+    ranked, label = _ranked(arms, headline), headline.label
     if not ranked:
-        return "No discrete arm has a PSNR, so there is nothing to compare."
+        return f"The {label} of no discrete arm is known, so there is nothing to compare."
     best = ranked[0]
-    level = f"“{best.name}” reconstructs best, with a mean PSNR of {_psnr(best)} dB"
+    level = f"“{best.name}” reconstructs best, with a mean {label} of {_written(best, headline)}"
     if baseline is None:
         return f"{level}; no baseline was named to compare it with."
-    if _mean(baseline, "psnr") is None:
-        return f"{level}; the baseline “{baseline.name}” has no PSNR to compare it with."
+    if _mean(baseline, headline.key) is None:
+        return f"{level}; the baseline “{baseline.name}” has no {label} to compare it with."
     rivals = [arm for arm in ranked if arm is not baseline]
     if not rivals:
-        return f"Nothing to compare: only the baseline “{baseline.name}” has a PSNR, {_psnr(baseline)} dB."
-    rival = rivals[0]
-    gain = round(_difference(rival, baseline, "psnr"), 2)
-    if gain <= 0:
-        standing = "is level with it" if gain == 0 else f"is {_number(-gain, 2)} dB behind"
         return (
-            f"No gain: no arm reconstructs better than the baseline “{baseline.name}” ({_psnr(baseline)} dB "
-            f"of mean PSNR); the nearest, “{rival.name}”, {standing}{_doubt(rival, baseline, gain)}."
+            f"Nothing to compare: the {label} of the baseline “{baseline.name}” alone is known, "
+            f"{_written(baseline, headline)}."
+        )
+    rival = rivals[0]
+    gain = round(_gain(rival, baseline, headline), headline.digits)
+    if gain <= 0:
+        standing = "is level with it" if gain == 0 else f"is {_with_unit(-gain, headline)} behind"
+        return (
+            f"No gain: no arm reconstructs better than the baseline “{baseline.name}” ({_written(baseline, headline)} "
+            f"of mean {label}); the nearest, “{rival.name}”, {standing}{_doubt(rival, baseline, gain, headline)}."
         )
     ratio = _ratio(rival, baseline, "perplexity")
     perplexity = "" if ratio is None else f" at {_number(ratio, 2)} times its perplexity"
     return (
-        f"“{rival.name}” reconstructs {_number(gain, 2)} dB better than the baseline “{baseline.name}” "
-        f"({_psnr(rival)} against {_psnr(baseline)} dB of mean PSNR){perplexity}"
-        f"{_doubt(rival, baseline, gain)}."
+        f"“{rival.name}” reconstructs {_with_unit(gain, headline)} better than the baseline “{baseline.name}” "
+        f"({_number(fmean(_values(rival, headline.key)), headline.digits)} against {_written(baseline, headline)} "
+        f"of mean {label}){perplexity}{_doubt(rival, baseline, gain, headline)}."
     )
 
 
-def _ranked(arms: Sequence[ArmReport]) -> list[ArmReport]:
-    """The discrete arms that have a PSNR, the best first."""
-    discrete = [arm for arm in arms if arm.name != UPPER_BOUND and _mean(arm, "psnr") is not None]
-    return sorted(discrete, key=lambda arm: -fmean(_values(arm, "psnr")))
+def _ranked(arms: Sequence[ArmReport], headline: Column) -> list[ArmReport]:
+    """The discrete arms whose headline is known, the best first."""
+    discrete = [arm for arm in arms if arm.name != UPPER_BOUND and _mean(arm, headline.key) is not None]
+    return sorted(discrete, key=lambda arm: -_sign(headline) * fmean(_values(arm, headline.key)))
 
 
-def _doubt(rival: ArmReport, baseline: ArmReport, gain: float) -> str:
+def _doubt(rival: ArmReport, baseline: ArmReport, gain: float, headline: Column) -> str:
     """How far the seeds that both arms ran bear the gain out, as the end of a sentence."""
-    ours, theirs = (_by_seed(arm, "psnr") for arm in (rival, baseline))
-    gains = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    ours, theirs = (_by_seed(arm, headline.key) for arm in (rival, baseline))
+    gains = [_sign(headline) * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
     if len(gains) < 2:
         seeds = "one seed only" if gains else "no seed in common"
         return f"; {seeds}, so chance is not ruled out"
@@ -311,22 +315,23 @@ def _points(records: Sequence[Mapping[str, float | None]], at: str, key: str) ->
     return dict(sorted((place, value) for place, value in pairs if place is not None and value is not None))
 
 
-def _figures(arms: Sequence[ArmReport], baseline: ArmReport | None) -> list[tuple[str, str]]:
+def _figures(arms: Sequence[ArmReport], baseline: ArmReport | None, headline: Column) -> list[tuple[str, str]]:
     """The numbers behind the verdict, each with what it is."""
-    rivals = [arm for arm in _ranked(arms) if arm is not baseline]
-    bound = next((arm for arm in arms if arm.name == UPPER_BOUND and _mean(arm, "psnr") is not None), None)
+    ranked = _ranked(arms, headline)
+    rivals = [arm for arm in ranked if arm is not baseline]
+    bound = next((arm for arm in arms if arm.name == UPPER_BOUND and _mean(arm, headline.key) is not None), None)
     figures = []
-    if rivals and baseline is not None and _mean(baseline, "psnr") is not None:
+    if rivals and baseline is not None and _mean(baseline, headline.key) is not None:
         rival = rivals[0]
-        gain = _number(_difference(rival, baseline, "psnr"), 2, signed=True)
-        figures.append((f"{gain} dB", f"PSNR, {rival.name} against {baseline.name}"))
+        difference = _with_unit(_difference(rival, baseline, headline.key), headline, signed=True)
+        figures.append((difference, f"{headline.label}, {rival.name} against {baseline.name}"))
         ratio = _ratio(rival, baseline, "perplexity")
         if ratio is not None:
             figures.append((f"× {_number(ratio, 2)}", f"perplexity, {rival.name} against {baseline.name}"))
     if bound is not None:
-        for best in _ranked(arms)[:1]:
-            gap = _number(_difference(best, bound, "psnr"), 2, signed=True)
-            figures.append((f"{gap} dB", f"PSNR, {best.name} against {bound.name}, the upper bound"))
+        for best in ranked[:1]:
+            gap = _with_unit(_difference(best, bound, headline.key), headline, signed=True)
+            figures.append((gap, f"{headline.label}, {best.name} against {bound.name}, the upper bound"))
     seeds = [len(arm.evaluations) for arm in arms]
     if seeds:
         least, most = min(seeds), max(seeds)
@@ -335,20 +340,19 @@ def _figures(arms: Sequence[ArmReport], baseline: ArmReport | None) -> list[tupl
     return figures
 
 
-def _table(arms: Sequence[ArmReport], baseline: ArmReport | None) -> list[list[Cell]]:
+def _table(arms: Sequence[ArmReport], baseline: ArmReport | None, columns: Sequence[Column]) -> list[list[Cell]]:
     """The cells of the table of results: a row an arm, a column a measure."""
-    leaders = [_leaders(arms, column) for column in COLUMNS]
+    leaders = [_leaders(arms, column) for column in columns]
     return [
-        [_cell(arm, baseline, column, arm in best) for column, best in zip(COLUMNS, leaders, strict=True)]
+        [_cell(arm, baseline, column, arm in best) for column, best in zip(columns, leaders, strict=True)]
         for arm in arms
     ]
 
 
 def _leaders(arms: Sequence[ArmReport], column: Column) -> list[ArmReport]:
     """The discrete arms whose mean, as it is written, is the best; none where that sets none apart."""
-    sign = 1 if column.higher_is_better else -1
     scores = [
-        (sign * round(mean * column.scale, column.digits), arm)
+        (_sign(column) * round(mean * column.scale, column.digits), arm)
         for arm in arms
         if arm.name != UPPER_BOUND and (mean := _mean(arm, column.key)) is not None
     ]
@@ -492,9 +496,22 @@ def _picture(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
-def _psnr(arm: ArmReport) -> str:
-    """The arm's mean PSNR as it is written."""
-    return _number(fmean(_values(arm, "psnr")), 2)
+def _sign(column: Column) -> int:
+    return 1 if column.higher_is_better else -1
+
+
+def _written(arm: ArmReport, column: Column) -> str:
+    """The arm's mean as it is written in a sentence."""
+    return _with_unit(fmean(_values(arm, column.key)), column)
+
+
+def _with_unit(value: float, column: Column, signed: bool = False) -> str:
+    return f"{_number(value, column.digits, signed=signed)} {column.unit}".rstrip()
+
+
+def _gain(arm: ArmReport, baseline: ArmReport, column: Column) -> float:
+    """By how much the arm's mean is better than the baseline's."""
+    return _sign(column) * _difference(arm, baseline, column.key)
 
 
 def _difference(arm: ArmReport, baseline: ArmReport, key: str) -> float:

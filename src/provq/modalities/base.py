@@ -9,6 +9,7 @@ from torch import Tensor
 from provq.data import Items
 from provq.errors import UsageError
 from provq.evaluation.evaluate import Measure, squared_error
+from provq.evaluation.report import Column
 
 
 class Modality(ABC):
@@ -65,6 +66,11 @@ class Modality(ABC):
         Raises:
             UserError: A file is not there, or this kind of data has no use for it.
         """
+
+    @property
+    @abstractmethod
+    def quality(self) -> tuple[Column, ...]:
+        """Those numbers of `measures` that a comparison shows; by the first one arms are chosen and ranked."""
 
     @property
     @abstractmethod

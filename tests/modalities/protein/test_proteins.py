@@ -165,6 +165,25 @@ def test_a_run_trains_and_its_evaluation_names_the_four_numbers(tmp_path, folder
     assert all(math.isfinite(record["loss_hard"]) for record in log if record["event"] == "probe")
 
 
+def test_arms_are_compared_and_take_the_learning_rate_of_the_least_rmsd(tmp_path, folder):
+    rows = provq.compare(
+        "protein/tiny",
+        out=tmp_path / "c",
+        arms=["hard-ema-revival", "cosine", "continuous"],
+        learning_rates=[1, 1e-3],
+        overrides=[*SMALL, "training.steps=8", f"data.train={folder}", f"data.val={folder}"],
+    )
+    assert [row["arm"] for row in rows] == ["hard-ema-revival", "cosine", "continuous"]
+    assert all(row["rmsd"] > 0 and 0 < row["lddt"] < 1 for row in rows)
+    for row in rows:
+        trials = {
+            float(trial.name): json.loads((trial / "evaluation.json").read_text())["training_rmsd"]
+            for trial in (tmp_path / "c" / row["arm"] / "learning-rates").iterdir()
+        }
+        assert row["learning_rate"] == pytest.approx(0.002 * min(trials, key=trials.__getitem__))
+    assert "RMSD" in (tmp_path / "c" / "compare.html").read_text()
+
+
 def evaluation_of(folder):
     (batch,) = evaluation_batches(Proteins(val=str(folder)).held_out_items(), batch_size=8)
     return batch

@@ -11,6 +11,7 @@ from torch import Tensor
 from provq.data import Items
 from provq.errors import UsageError, nearest
 from provq.evaluation.evaluate import Measure
+from provq.evaluation.report import Column
 from provq.modalities.base import Modality
 from provq.modalities.image.fidelity import ReconstructionFrechet, ReferenceFrechet, Samples
 from provq.modalities.image.quality import PictureQuality
@@ -126,6 +127,14 @@ class Images(Modality):
             if reference is not None:
                 measures.append(ReferenceFrechet(network, reference))
         return measures if samples is None else [*measures, Samples(samples)]
+
+    @property
+    def quality(self) -> tuple[Column, ...]:
+        """PSNR and SSIM."""
+        return (
+            Column("psnr", "PSNR", 2, True, "Closeness to the originals; +1 dB is 21 % less error.", "dB"),
+            Column("ssim", "SSIM", 3, True, "Likeness of structure to the originals; 1 is identical."),
+        )
 
     @property
     def protocol(self) -> str:

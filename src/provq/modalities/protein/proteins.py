@@ -10,6 +10,7 @@ from torch import Tensor
 from provq.data import Items
 from provq.errors import UsageError
 from provq.evaluation.evaluate import Measure
+from provq.evaluation.report import Column
 from provq.modalities.base import Modality
 from provq.modalities.protein.chains import SYNTHETIC, Crops, WholeChains, read_chains
 from provq.modalities.protein.quality import StructureQuality
@@ -79,6 +80,15 @@ class Proteins(Modality):
         """The squared distance of N, CA and C of each residue after superposition, in square angstrom."""
         squares = backbone_squares(output, items)
         return squares[is_present(items)]
+
+    @property
+    def quality(self) -> tuple[Column, ...]:
+        """RMSD first, which is small where all of a chain lies right; then TM-score and lDDT."""
+        return (
+            Column("rmsd", "RMSD", 2, False, "Distance of atoms from where they were, after superposition.", "Å"),
+            Column("tm", "TM-score", 3, True, "Likeness of folds; 1 is identical, unrelated ones have about 0.17."),
+            Column("lddt", "lDDT", 3, True, "Share of distances within 15 Å that are kept; 1 is all."),
+        )
 
     @property
     def protocol(self) -> str:
