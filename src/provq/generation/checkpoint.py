@@ -27,7 +27,7 @@ def load_prior(place: str | Path) -> Prior:
     Raises:
         UserError: There is no prior, its files are damaged or of a newer format, or the hub cannot be reached.
     """
-    folder = _found(place)
+    folder = folder_of(place)
     try:
         config = json.loads((folder / "config.json").read_text())
         weights = load_file(folder / "model.safetensors")
@@ -47,8 +47,13 @@ def load_prior(place: str | Path) -> Prior:
     return prior.eval()
 
 
-def _found(place: str | Path) -> Path:
+def folder_of(place: str | Path, files: tuple[str, ...] = _FILES) -> Path:
+    """Where a prior is on this machine: a saved one, the newest of a run, or `files` of a repository of the hub.
+
+    Raises:
+        UserError: There is none, or the hub cannot be reached.
+    """
     folder = Path(place)
     if isinstance(place, str) and hub.is_repository(place) and not folder.exists():
-        return hub.download(place, _FILES, None)
+        return hub.download(place, files)
     return newest_saved(folder, "prior")

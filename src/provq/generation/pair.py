@@ -7,11 +7,9 @@ tokenizer/config.json, model.safetensors     the tokenizer
 from pathlib import Path
 from typing import NamedTuple
 
-from provq import hub
 from provq.errors import UserError
-from provq.files import newest_saved
 from provq.generation.base import Prior
-from provq.generation.checkpoint import load_prior
+from provq.generation.checkpoint import folder_of, load_prior
 from provq.tokenizer import Tokenizer
 
 _BESIDE = "tokenizer"
@@ -50,7 +48,7 @@ def load_pair(place: str | Path) -> Pair:
                 "`provq train` with a recipe whose name begins with prior/ trains one"
             ) from None
         raise
-    folder = _folder_of(place)
+    folder = folder_of(place, _FILES)
     if not (folder / _BESIDE).is_dir():
         raise UserError(f"{folder} holds no tokenizer beside the prior, in the folder {_BESIDE!r}: put the one there")
     tokenizer = Tokenizer.from_pretrained(folder / _BESIDE)
@@ -61,13 +59,6 @@ def load_pair(place: str | Path) -> Pair:
             f"of {wanted}; put that one there"
         )
     return Pair(prior, tokenizer)
-
-
-def _folder_of(place: str | Path) -> Path:
-    folder = Path(place)
-    if isinstance(place, str) and hub.is_repository(place) and not folder.exists():
-        return hub.download(place, _FILES)
-    return newest_saved(folder, "prior")
 
 
 def _is_tokenizer(place: str | Path) -> bool:
