@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 
-from hub_server import serving
 from provq.errors import UsageError, UserError
 from provq.networks import ConvolutionalDecoder, ConvolutionalEncoder
 from provq.quantizers import ResidualQuantizer, VectorQuantizer
@@ -23,20 +22,6 @@ def make(seed=0, metadata=None):
     stages = [VectorQuantizer(4, 16, init="normal"), VectorQuantizer(4, 1024, init="normal")]
     sides = [side(4, width=8, depth=0, downsampling=4) for side in (ConvolutionalEncoder, ConvolutionalDecoder)]
     return Tokenizer(sides[0], ResidualQuantizer(stages), sides[1], metadata).eval()
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with serving() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_XET_CACHE", str(tmp_path / "xet"), raising=False)
-        monkeypatch.setenv("HF_TOKEN", "hf_test")
-        monkeypatch.chdir(tmp_path)
-        yield hub
 
 
 def test_what_is_pushed_is_read_again(hub):

@@ -11,7 +11,6 @@ import torch
 import yaml
 from stores import plan_of, uniform, write_store
 
-from hub_server import serving
 from provq import hub as provq_hub
 from provq.cli import main
 from provq.commands.tokens import export, push, show
@@ -27,20 +26,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 REPOSITORY = "someone/tokens"
 HELD = f"datasets/{REPOSITORY}"
 SHARDS = ["train-00000-of-00003.parquet", "train-00001-of-00003.parquet", "train-00002-of-00003.parquet"]
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with serving() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_test")
-        monkeypatch.chdir(tmp_path)
-        yield hub
 
 
 def store_of(folder, seed=0, count=7, **changes):

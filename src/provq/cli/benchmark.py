@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from provq.cli.arguments import Checkpoint, Json, write_json
+from provq.cli.arguments import Checkpoint, Json, table_of_measures, write_json
 from provq.cli.compress import CodingName
 
 benchmark = typer.Typer(help="Measure what tokens are good for.", no_args_is_help=True)
@@ -70,8 +70,6 @@ def generation(
 ) -> None:
     """Measure generated pictures against real ones, through the features of one network."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from provq.commands.generation import measure_generation
 
@@ -85,9 +83,6 @@ def generation(
         batch_size=batch_size,
         workers=workers,
     )
-    table = Table("measure", "value", box=None)
-    for name, value in numbers.items():
-        table.add_row(escape(name), f"{value:,.4f}".rstrip("0").rstrip("."))
     if str(json) != "-":
-        Console().print(table)
+        Console().print(table_of_measures(numbers))
     write_json(numbers, json)

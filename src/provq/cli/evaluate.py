@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from provq.cli.arguments import Checkpoint, Json, write_json
+from provq.cli.arguments import Checkpoint, Json, table_of_measures, write_json
 
 
 def evaluate(
@@ -28,8 +28,6 @@ def evaluate(
 ) -> None:
     """Measure a tokenizer, always with hard codes."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from provq.commands.evaluate import evaluate as run
     from provq.commands.evaluate import modality_of
@@ -45,9 +43,6 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
     )
-    table = Table("measure", "value", box=None)
-    for name, value in numbers.items():
-        table.add_row(escape(name), f"{value:,.4f}".rstrip("0").rstrip("."))
     if str(json) != "-":
-        Console().print(table, f"\n{modality_of(tokenizer).protocol}")
+        Console().print(table_of_measures(numbers), f"\n{modality_of(tokenizer).protocol}")
     write_json(numbers, json)
