@@ -36,7 +36,7 @@ def compare(
         str | None,
         typer.Option(
             help="Factors of the recipe's learning rate, with commas, of which each arm takes what serves the training "
-            "items best in a quarter of the steps, or one beyond; a single one is taken unchecked. Left out, 0.5,1,2."
+            "items best in half of the steps, or one beyond; a single one is taken unchecked. Left out, 0.7,1,1.4."
         ),
     ] = None,
     parallel: Annotated[

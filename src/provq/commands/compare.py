@@ -30,8 +30,9 @@ from provq.tokenizer import Tokenizer
 from provq.training.log import Record, read_log
 
 DEFAULT_ARMS = ("hard", "hard-revival", "deferred", "cosine")
-DEFAULT_LEARNING_RATES = (0.5, 1.0, 2.0)
-_CHECK = 0.25  # of the steps, for each learning rate that is tried
+DEFAULT_LEARNING_RATES = (0.7, 1.0, 1.4)
+# Of the steps, for each learning rate that is tried; shorter trials favour rates that are too high for a whole run.
+_CHECK = 0.5
 _FURTHER = 2  # rates that are tried beyond the given ones, where the best is the outermost
 _PICTURES = 8  # originals on the page
 _MOST_CODES = 4096  # drawn on the page
@@ -51,7 +52,7 @@ def compare(
     """Train each arm with each seed on the same network, data, order and budget, and measure all of them.
 
     An arm is a part of a recipe that is laid over it: a shipped name, or a YAML file. Each arm first looks for its own
-    learning rate: a run of a quarter of the steps for each that is to be tried, and the one whose hard codes serve the
+    learning rate: a run of half the steps for each that is to be tried, and the one whose hard codes serve the
     training items best; where that is the least or the greatest, up to two beyond it are tried too. What is finished is
     not done again, and what was interrupted goes on, when the same comparison is started anew.
 
