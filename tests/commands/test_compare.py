@@ -105,7 +105,7 @@ def test_each_arm_takes_the_rate_that_serves_training_items_best(recipe, tmp_pat
         best = max(scores, key=scores.__getitem__)
         assert row["learning_rate"] == pytest.approx(0.002 * best)
         assert best > min(scores) or len(scores) == 4, "the outermost is taken only after two beyond it were tried"
-        assert yaml.safe_load((tried / "1" / "recipe.yaml").read_text())["training"]["steps"] == 4
+        assert yaml.safe_load((tried / "1" / "recipe.yaml").read_text())["training"]["steps"] == 8
         of_run = yaml.safe_load((tmp_path / row["arm"] / "seed-0" / "recipe.yaml").read_text())
         assert of_run["training"]["learning_rate"] == row["learning_rate"]
 

@@ -43,6 +43,22 @@ def compare(
         int, typer.Option(min=1, help="How many runs at a time, each on a GPU of its own where there are any.")
     ] = 1,
     html: Annotated[Path | None, typer.Option(help="Where to write the page; OUT/compare.html by default.")] = None,
+    with_prior: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="The recipe of a prior, such as prior/tiny64: one is trained on the tokens of each run, and measured "
+            "by what it draws.",
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="The network that compares generated pictures: a folder of `provq features train`, or the file of "
+            "FID's; left out, a small classifier is trained first."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many pictures are drawn from each prior.")] = 2500,
     json: Json = None,
 ) -> None:
     """Train several arms at equal budget and show which suits the data; started again, it goes on."""
@@ -51,6 +67,7 @@ def compare(
 
     from provq.commands.compare import DEFAULT_ARMS, DEFAULT_LEARNING_RATES, differences, quality_of, summary
     from provq.commands.compare import compare as run
+    from provq.commands.priors_of_arms import columns_of_priors
 
     rows = run(
         recipe,
@@ -61,11 +78,15 @@ def compare(
         parallel=parallel,
         overrides=overrides or [],
         html=html,
+        with_prior=with_prior,
+        features=features,
+        samples=samples,
     )
     quality = [column.key for column in quality_of(recipe, overrides or [])]
-    columns = [summary(rows, column) for column in (*quality, *COLUMNS.values())]
+    of_priors = [column.key for column in columns_of_priors(rows)]
+    columns = [summary(rows, column) for column in (*quality, *COLUMNS.values(), *of_priors)]
     against = differences(rows, quality[0])
-    table = Table("arm", *quality, *COLUMNS, f"{quality[0]} - {rows[0]['arm']}", "p", box=None)
+    table = Table("arm", *quality, *COLUMNS, *of_priors, f"{quality[0]} - {rows[0]['arm']}", "p", box=None)
     for arm in columns[0]:
         table.add_row(arm, *(_cell(*column[arm]) for column in columns), *_difference(against.get(arm)))
     if str(json) != "-":

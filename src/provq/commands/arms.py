@@ -18,6 +18,7 @@ from typing import Any, final
 import torch
 
 from provq.commands.evaluate import evaluate, modality_of
+from provq.commands.priors_of_arms import PriorStudy, numbers_of_prior
 from provq.commands.running import refuse_another_recipe
 from provq.commands.train_tokenizer import train_tokenizer
 from provq.data import evaluation_batches
@@ -37,12 +38,14 @@ _TRAINING_BATCHES, _BATCH = 8, 64  # training items that a learning rate is judg
 class Run:
     """One run: what to train and where it lives.
 
-    A trial looks for a setting: it may diverge, and it is measured on training items alone.
+    A trial looks for a setting: it may diverge, and it is measured on training items alone. Where there is a `prior`,
+    one is trained on the tokens of the run and measured too.
     """
 
     recipe: Recipe
     folder: Path
     is_trial: bool = False
+    prior: PriorStudy | None = None
 
 
 def evaluated_runs(runs: Sequence[Run], parallel: int) -> Iterator[dict[str, Any]]:
@@ -113,7 +116,14 @@ def _evaluated_aside(run: Run) -> dict[str, Any]:
 
 
 def _evaluated(run: Run) -> dict[str, Any]:
-    """Train and evaluate one run, or read what it gave when it is finished already."""
+    """Train and evaluate one run, and its prior if it is to have one; what is finished is only read."""
+    row = _trained(run)
+    if run.prior is None:
+        return row
+    return row | numbers_of_prior(run.folder, run.recipe.tables["training"]["seed"], run.prior)
+
+
+def _trained(run: Run) -> dict[str, Any]:
     result = run.folder / "evaluation.json"
     if result.is_file():
         refuse_another_recipe(run.folder, run.recipe)

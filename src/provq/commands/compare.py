@@ -1,6 +1,6 @@
 """Which quantizer and which schedule suit my data? Train arms at equal budget, measure them, write a page.
 
-learning-rate check, an arm at a time --> runs, an arm and seed each --> table, paired tests, page
+learning-rate check, an arm at a time --> runs, an arm and seed each (--> a prior each) --> table, paired tests, page
 """
 
 import math
@@ -18,6 +18,7 @@ import torch
 import provq
 from provq.commands.arms import Run, evaluated_runs, score_of_trial
 from provq.commands.evaluate import modality_of
+from provq.commands.priors_of_arms import columns_of_priors, prior_study
 from provq.data import Item, Items, evaluation_batches
 from provq.errors import UsageError
 from provq.evaluation.report import ArmReport, Column, require_extra, write_report
@@ -48,6 +49,9 @@ def compare(
     parallel: int = 1,
     overrides: Sequence[str] = (),
     html: str | Path | None = None,
+    with_prior: str | Path | Mapping[str, Any] | Recipe | None = None,
+    features: str | Path | None = None,
+    samples: int = 2500,
 ) -> list[dict[str, Any]]:
     """Train each arm with each seed on the same network, data, order and budget, and measure all of them.
 
@@ -67,13 +71,21 @@ def compare(
             (As ever where Python spawns processes, a script calls this under `if __name__ == "__main__"`.)
         overrides: `key=value` changes of the recipe.
         html: Where to write the page; `compare.html` in `out` by default.
+        with_prior: The recipe of a prior, such as "prior/tiny64": one is trained on the tokens of each run, at one
+            budget, and measured by what it draws. Of its table `tokens` only `augment` and `classes` are read.
+        features: The network that compares generated pictures with held-out ones, as `measure_generation` takes it;
+            left out, a small classifier is trained on the training pictures.
+        samples: How many pictures are drawn from each prior.
 
     Returns:
         One row an arm and seed: `arm`, `seed`, `learning_rate`, `steps`, `seconds` of training, what `evaluate`
-        returns, and the first of the data's measures of quality on some training items, such as `training_psnr`.
+        returns, and the first of the data's measures of quality on some training items, such as `training_psnr`. With a
+        prior also `prior_bits_per_item` and `prior_bits_per_token` of held-out items, and what `measure_generation`
+        has; an arm without tokens has none of these.
 
     Raises:
-        UsageError: The recipe or an arm is wrong, an arm is named twice, or a number is out of bounds.
+        UsageError: The recipe or an arm is wrong, an arm is named twice, or a number is out of bounds; or a prior is
+            wanted of data that are no pictures.
         UserError: The data cannot be read, or training diverged.
     """
     out = Path(out)
@@ -88,10 +100,13 @@ def compare(
         raise UsageError(f"arms must be named, each once, got {', '.join(arms) or 'none'}")
     changed = {arm: shared.with_changes(load_changes(arm)) for arm in arms}
     rates, quality = _check_before_training(changed)
+    study = None
+    if with_prior is not None:
+        study = prior_study(load(with_prior), shared, features=features, number=samples, out=out)
     first_seed = int(shared.tables["training"].get("seed", 0))
     tuned = _with_best_rates(changed, rates, learning_rates, quality[0], out, parallel)
     runs = [
-        Run(tuned[arm].with_changes({"training": {"seed": seed}}), _run_folder(out, arm, seed))
+        Run(tuned[arm].with_changes({"training": {"seed": seed}}), _run_folder(out, arm, seed), prior=study)
         for seed in range(first_seed, first_seed + seeds)
         for arm in arms
     ]
@@ -103,7 +118,8 @@ def compare(
     rows = [{**name, **row} for name, row in zip(names, evaluated_runs(runs, parallel), strict=True)]
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "compare.json", to_json(rows).encode())
-    _write_page(out, Path(html) if html else out / "compare.html", shared, arms, rows, quality, first_seed)
+    columns = (*quality, *columns_of_priors(rows))
+    _write_page(out, Path(html) if html else out / "compare.html", shared, arms, rows, columns, first_seed)
     return rows
 
 
@@ -126,7 +142,7 @@ def differences(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Paired
 def _by_arm(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[int, float]]:
     by_arm: dict[str, dict[int, float]] = {}
     for row in rows:
-        by_arm.setdefault(row["arm"], {})[row["seed"]] = float(row[key])
+        by_arm.setdefault(row["arm"], {})[row["seed"]] = float(row.get(key, math.nan))
     return by_arm
 
 
