@@ -2,11 +2,14 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
+import yaml
 
 import provq
+from provq.cli import app
 from provq.commands.priors_of_arms import columns_of_priors
 from provq.errors import UsageError, UserError
 from provq.evaluation.features import open_network
@@ -64,6 +67,20 @@ def test_an_arm_without_tokens_has_no_prior(comparison):
 
 def test_the_page_names_the_network(comparison, features):
     assert f"Fréchet distance[{open_network(features).label}]" in (comparison[0] / "compare.html").read_text()
+
+
+def test_the_shell_prints_a_second_table(comparison, features, tmp_path, capsys):
+    out, options, rows = comparison
+    for name, recipe in (("tokenizer", TOKENIZER), ("prior", PRIOR)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    given = {"--arms": ",".join(ARMS), "--seeds": 2, "--learning-rates": 1, "--samples": 20, "--features": features}
+    words = ["compare", tmp_path / "tokenizer.yaml", "--with-prior", tmp_path / "prior.yaml", "--out", out]
+    app([*map(str, words), *(str(word) for pair in given.items() for word in pair)], standalone_mode=False)
+    printed = capsys.readouterr().out.splitlines()
+    (head,) = [number for number, line in enumerate(printed) if line.split() == ["prior", *ARMS]]
+    (bits,) = [line.split() for line in printed[head:] if line.split()[:1] == ["prior_bits_per_item"]]
+    both = [row["prior_bits_per_item"] for row in rows if row["arm"] == "hard"]
+    assert float(bits[1]) == pytest.approx(statistics.mean(both), abs=0.05) and bits[-1] == "-"
 
 
 def test_what_was_killed_between_two_parts_goes_on(comparison):

@@ -83,15 +83,20 @@ def compare(
         samples=samples,
     )
     quality = [column.key for column in quality_of(recipe, overrides or [])]
-    of_priors = [column.key for column in columns_of_priors(rows)]
-    columns = [summary(rows, column) for column in (*quality, *COLUMNS.values(), *of_priors)]
+    columns = [summary(rows, column) for column in (*quality, *COLUMNS.values())]
     against = differences(rows, quality[0])
-    table = Table("arm", *quality, *COLUMNS, *of_priors, f"{quality[0]} - {rows[0]['arm']}", "p", box=None)
+    table = Table("arm", *quality, *COLUMNS, f"{quality[0]} - {rows[0]['arm']}", "p", box=None)
     for arm in columns[0]:
         table.add_row(arm, *(_cell(*column[arm]) for column in columns), *_difference(against.get(arm)))
+    # What the priors gave stands upright: the names of these numbers are too long for heads of columns.
+    of_priors = Table("prior", *columns[0], box=None)
+    for measure in columns_of_priors(rows):
+        of_priors.add_row(measure.key, *(_cell(*over_seeds) for over_seeds in summary(rows, measure.key).values()))
     if str(json) != "-":
         console = Console()
         console.print(table)
+        if with_prior is not None:
+            console.print(of_priors)
         console.print(f"page: {html or out / 'compare.html'}", soft_wrap=True)
     write_json(rows, json)
 

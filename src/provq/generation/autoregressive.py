@@ -149,8 +149,9 @@ class AutoregressivePrior(Prior):
         guide = is_guided(self, sampling)
         uniform = uniforms(generators, (positions, len(self.codebook_sizes)), labels.device)
         tokens = torch.full(uniform.shape, -1, device=labels.device)
-        ended = torch.zeros(items, 1, dtype=torch.bool, device=labels.device)
-        with evaluating(self):
+        # An item alone is a chain of small operations: without what gradients would need each takes a fifth less time.
+        with evaluating(self), torch.inference_mode():
+            ended = torch.zeros(items, 1, dtype=torch.bool, device=labels.device)
             entering = self._class_token(torch.cat((labels, torch.full_like(labels, -1))) if guide else labels)
             for place in range(positions):
                 scale = sampling.scale(place, positions) if guide else None
