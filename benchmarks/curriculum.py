@@ -378,29 +378,28 @@ def robustness(study: Study) -> Iterator[str]:
     """Regret over a grid of sizes, dimensions and learning rates that nobody tuned; short runs, one seed."""
     arms = ("hard-ema-revival", "hard-revival", "simvq", "rotation", "fsq", "deferred", "cosine", "adaptive")
     names = [arm_name(arm) for arm in arms]
-    regrets: dict[str, list[float]] = {name: [] for name in names}
-    lines = ["| codes | dim | learning rate | best (dB) | " + " | ".join(names) + " |", "|" + "---|" * (4 + len(arms))]
-    for size in GRID:
-        for dim in (8, 64):
-            for rate in (3e-4, 1e-3, 3e-3):
-                changes = (f"quantizer.codebook_size={size}", f"quantizer.dim={dim}", f"training.learning_rate={rate}")
-                rows = study.compared(
-                    f"robustness/{size}-{dim}-{rate:g}",
-                    study.sized(arms, size),
-                    *changes,
-                    "training.steps=250",
-                    seeds=1,
-                    learning_rates=[1],
-                )
-                found = [row["psnr"] for row in rows]
-                best = max(found)
-                for name, psnr in zip(names, found, strict=True):
-                    regrets[name].append(best - psnr)
-                cells = (f"{best - psnr:.2f}" for psnr in found)
-                lines.append(f"| {size} | {dim} | {rate:g} | {best:.2f} | " + " | ".join(cells) + " |")
-    for label, of in (("mean regret", lambda values: sum(values) / len(values)), ("worst cell", max)):
-        lines.append(f"| {label} | | | | " + " | ".join(f"{of(regrets[name]):.2f}" for name in names) + " |")
-    yield "\n".join(lines)
+    cells = [(size, dim, rate) for size in GRID for dim in (8, 64) for rate in (3e-4, 1e-3, 3e-3)]
+    regrets, bests = [], []
+    for size, dim, rate in cells:
+        changes = (f"quantizer.codebook_size={size}", f"quantizer.dim={dim}", f"training.learning_rate={rate}")
+        rows = study.compared(
+            f"robustness/{size}-{dim}-{rate:g}",
+            study.sized(arms, size),
+            *changes,
+            "training.steps=250",
+            seeds=1,
+            learning_rates=[1],
+        )
+        bests.append(max(row["psnr"] for row in rows))
+        regrets.append([bests[-1] - row["psnr"] for row in rows])
+    heat_map(study.out / "robustness.png", names, [f"{k:,} x {d}, {rate:g}" for k, d, rate in cells], regrets)
+    by_arm = list(zip(*regrets, strict=True))
+    heads = "| codes | dim | learning rate | best (dB) | " + " | ".join(f"`{name}`" for name in names) + " |"
+    yield f"{heads}\n|{'---|' * (4 + len(arms))}"
+    for cell, best, of_cell in zip(cells, bests, regrets, strict=True):
+        yield f"| {' | '.join(f'{part:g}' for part in cell)} | {best:.2f} | {_decibels(of_cell)} |"
+    yield f"| mean regret | | | | {_decibels(sum(of_arm) / len(cells) for of_arm in by_arm)} |"
+    yield f"| worst cell | | | | {_decibels(max(of_arm) for of_arm in by_arm)} |"
 
 
 def time_to_quality(study: Study) -> Iterator[str]:
@@ -456,6 +455,27 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, key: str
         said = "" if paired is None else f"{paired.mean:+.3g} [{paired.low:+.3g}, {paired.high:+.3g}], p {paired.p:.2g}"
         lines.append(f"| `{arm}` | {' | '.join(cells)} | {said} |")
     return "\n".join(lines)
+
+
+def heat_map(path: Path, columns: Sequence[str], rows: Sequence[str], regrets: Sequence[Sequence[float]]) -> None:
+    """Draw how far each arm stays behind the best of each cell, in dB; beyond 1 dB colours change no more."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.1 * len(columns) + 2, 0.34 * len(rows) + 1.6), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(regrets, vmin=0, vmax=1, cmap="viridis_r", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    for row, of_row in enumerate(regrets):
+        for column, regret in enumerate(of_row):
+            axes.text(column, row, f"{regret:.2f}", ha="center", va="center", color="w" if regret > 0.5 else "k")
+    figure.colorbar(drawn, label="dB behind the best arm of the row")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _decibels(regrets: Iterable[float]) -> str:
+    return " | ".join(f"{regret:.2f}" for regret in regrets)
 
 
 def _number(mean: float, deviation: float) -> str:
