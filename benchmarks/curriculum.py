@@ -374,6 +374,16 @@ def ablations(study: Study) -> Iterator[str]:
     yield table(rows, COLUMNS, key="psnr")
 
 
+def networks(study: Study) -> Iterator[str]:
+    """The arms around networks that need less time: their halvings and doublings have shortcuts."""
+    arms = ("hard-ema-revival", "simvq", "rotation", "deferred", "cosine", "continuous")
+    for steps in (250, 500):
+        changes = ("encoder.shortcuts=true", "decoder.shortcuts=true", f"training.steps={steps}")
+        rows = study.compared(f"shortcuts-{steps}", arms, *changes, learning_rates=[1])
+        yield f"\nWith shortcuts, {steps} steps:\n"
+        yield table(rows, COLUMNS, key="psnr")
+
+
 def robustness(study: Study) -> Iterator[str]:
     """Regret over a grid of sizes, dimensions and learning rates that nobody tuned; short runs, one seed."""
     arms = ("hard-ema-revival", "hard-revival", "simvq", "rotation", "fsq", "deferred", "cosine", "adaptive")
@@ -435,6 +445,7 @@ PARTS: dict[str, Callable[[Study], Iterator[str]]] = {
     "pictures": pictures,
     "revival": revival,
     "time-to-quality": time_to_quality,
+    "networks": networks,
     "robustness": robustness,
     "ablations": ablations,
 }

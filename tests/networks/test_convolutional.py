@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from provq.errors import UsageError
 from provq.networks import ConvolutionalDecoder, ConvolutionalEncoder
-from provq.networks.convolutional import ResidualBlock
+from provq.networks.convolutional import Doubling, Halving, ResidualBlock
 
 both = pytest.mark.parametrize("made_by", [ConvolutionalEncoder, ConvolutionalDecoder])
 
@@ -26,9 +26,13 @@ def noise(*shape, seed=0):
     factor=st.integers(1, 3),
     dim=st.integers(1, 5),
     channels=st.integers(1, 4),
+    shortcuts=st.booleans(),
 )
-def test_a_picture_becomes_a_grid_and_a_grid_a_picture(number, rows, columns, levels, depth, factor, dim, channels):
+def test_a_picture_becomes_a_grid_and_a_grid_a_picture(
+    number, rows, columns, levels, depth, factor, dim, channels, shortcuts
+):
     options = {"width": factor * 2**levels, "depth": depth, "downsampling": 2**levels, "channels": channels}
+    options["shortcuts"] = shortcuts
     encoder, decoder = ConvolutionalEncoder(dim, **options), ConvolutionalDecoder(dim, **options)
     assert encoder.reduction == 2**levels
     assert (encoder.dim, decoder.dim) == (dim, dim)
@@ -36,6 +40,34 @@ def test_a_picture_becomes_a_grid_and_a_grid_a_picture(number, rows, columns, le
     latents = encoder(items)
     assert latents.shape == (number, rows, columns, dim)
     assert decoder(latents).shape == items.shape
+
+
+@torch.no_grad()
+def test_shortcuts_are_means_of_two_pixels_and_lead_back():
+    halving, doubling = Halving(2, 4), Doubling(4, 2)
+    for convolution in (halving.convolution, doubling.convolution):
+        convolution.weight.zero_()
+        convolution.bias.zero_()
+    values = noise(3, 2, 4, 6)
+    halved = halving(values)
+    assert halved.shape == (3, 4, 2, 3)
+    for channel in range(2):
+        for row in range(2):  # of each four pixels
+            expected = (values[:, channel, row::2, 0::2] + values[:, channel, row::2, 1::2]) / 2
+            torch.testing.assert_close(halved[:, 2 * channel + row], expected)
+    torch.testing.assert_close(halving(doubling(halved)), halved)
+
+
+@both
+def test_shortcuts_add_to_what_is_learned_and_have_no_weights(made_by):
+    torch.manual_seed(0)
+    plain, short = (made_by(3, width=16, downsampling=4, shortcuts=shortcuts) for shortcuts in (False, True))
+    assert [p.shape for p in plain.parameters()] == [p.shape for p in short.parameters()]
+    with torch.no_grad():
+        for own, others in zip(short.parameters(), plain.parameters(), strict=True):
+            own.copy_(others)
+    given = noise(2, 3, 8, 8) if made_by is ConvolutionalEncoder else noise(2, 2, 2, 3)
+    assert not torch.allclose(plain(given), short(given), atol=1e-3)
 
 
 @pytest.mark.parametrize("width", [2, 8, 16])

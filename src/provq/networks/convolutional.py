@@ -4,6 +4,8 @@ Each level halves the picture and doubles the channels, so that every level cost
 
     (b, 3, H, W) --stem--> w/2^n --[halve, blocks] x n--> (b, width, H/2^n, W/2^n) --project--> (b, H/2^n, W/2^n, dim)
     and back in the mirror: project, [blocks, double] x n, head.
+
+With `shortcuts` halving and doubling move pixels into channels and back, without weights (DC-AE, arXiv 2410.10733).
 """
 
 from typing import Annotated, final
@@ -34,6 +36,7 @@ class ConvolutionalEncoder(Encoder):
         depth: Residual blocks a level.
         downsampling: How many pixels along a side become one latent; a power of two.
         channels: Channels of the pictures.
+        shortcuts: Whether each halving adds the means of neighbouring pixels' channels to what it learns.
 
     Raises:
         UsageError: An argument is out of bounds, or `width` cannot be halved once a level.
@@ -47,16 +50,19 @@ class ConvolutionalEncoder(Encoder):
         depth: Depth = 1,
         downsampling: Annotated[int, Field(ge=2)] = 8,
         channels: Annotated[int, Field(ge=1)] = 3,
+        shortcuts: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.width, self.depth, self.downsampling, self.channels = dim, width, depth, downsampling, channels
+        self.shortcuts = shortcuts
         self.reduction = downsampling
         widths = _widths(type(self).__name__, width, downsampling)
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.levels = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv2d(above, below, 4, stride=2, padding=1), *(ResidualBlock(below) for _ in range(depth))
+                    Halving(above, below) if shortcuts else nn.Conv2d(above, below, 4, stride=2, padding=1),
+                    *(ResidualBlock(below) for _ in range(depth)),
                 )
                 for above, below in zip(widths, widths[1:], strict=False)
             )
@@ -84,6 +90,7 @@ class ConvolutionalDecoder(Decoder):
         channels: Channels of the pictures.
         stages: The number of codebooks of a residual quantizer, for a scale and a bias in each residual block that
             depend on how many of them an item has; 1 for none.
+        shortcuts: Whether each doubling adds channels, spread out as pixels, to what it learns.
 
     Raises:
         UsageError: An argument is out of bounds, `width` cannot be halved once a level, or there are several stages and
@@ -99,19 +106,20 @@ class ConvolutionalDecoder(Decoder):
         downsampling: Annotated[int, Field(ge=2)] = 8,
         channels: Annotated[int, Field(ge=1)] = 3,
         stages: Annotated[int, Field(ge=1)] = 1,
+        shortcuts: bool = False,
     ) -> None:
         super().__init__()
         if stages > 1 and not depth:
             raise UsageError(f"ConvolutionalDecoder: stages={stages} needs residual blocks, set depth to 1 or more")
         self.dim, self.width, self.depth, self.downsampling, self.channels = dim, width, depth, downsampling, channels
-        self.stages = stages
+        self.stages, self.shortcuts = stages, shortcuts
         widths = _widths(type(self).__name__, width, downsampling)[::-1]
         self.project = nn.Conv2d(dim, width, 3, padding=1)
         self.levels = nn.Sequential(
             *(
                 nn.Sequential(
                     *(ResidualBlock(below, stages) for _ in range(depth)),
-                    nn.ConvTranspose2d(below, above, 4, stride=2, padding=1),
+                    Doubling(below, above) if shortcuts else nn.ConvTranspose2d(below, above, 4, stride=2, padding=1),
                 )
                 for below, above in zip(widths, widths[1:], strict=False)
             )
@@ -155,6 +163,38 @@ class ResidualBlock(nn.Module):
         added: Tensor = self.second(silu_of_group_norm(hidden, self.second_norm))
         made = values + added
         return made if self.modulation is None else self.modulation(made, prefix)
+
+
+@final
+class Halving(nn.Module):
+    """A convolution of stride 2, and means of pixels side by side, two rows of which become two channels."""
+
+    def __init__(self, above: int, below: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(above, below, 4, stride=2, padding=1)
+
+    def forward(self, values: Float[Tensor, "b above rows columns"]) -> Float[Tensor, "b below half_rows half_columns"]:
+        """Half as many rows and columns of twice as many channels."""
+        number, channels, rows, columns = values.shape
+        means = values.reshape(number, channels, rows // 2, 2, columns // 2, 2).mean(5)
+        learned: Tensor = self.convolution(values)
+        return learned + means.transpose(2, 3).flatten(1, 2)
+
+
+@final
+class Doubling(nn.Module):
+    """A transposed convolution of stride 2, and pairs of channels as two rows of pixels, each twice side by side."""
+
+    def __init__(self, below: int, above: int) -> None:
+        super().__init__()
+        self.convolution = nn.ConvTranspose2d(below, above, 4, stride=2, padding=1)
+
+    def forward(self, values: Float[Tensor, "b below rows columns"]) -> Float[Tensor, "b above two_rows two_columns"]:
+        """Twice as many rows and columns of half as many channels."""
+        number, channels, rows, columns = values.shape
+        pairs = values.reshape(number, channels // 2, 2, rows, columns)
+        learned: Tensor = self.convolution(values)
+        return learned + pairs.transpose(2, 3).flatten(2, 3).repeat_interleave(2, 3)
 
 
 def _widths(owner: str, width: int, downsampling: int) -> list[int]:
