@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from provq.commands.inspect import inspect as inspect
     from provq.commands.push import push as push
     from provq.commands.reconstruct import reconstruct as reconstruct
+    from provq.commands.structtoken import structtoken as structtoken
     from provq.commands.tokenize import tokenize as tokenize
     from provq.commands.train import train as train
     from provq.curriculum.handover import hand_over as hand_over
@@ -66,6 +67,7 @@ _HOME = {
     "push": "commands.push",
     "rate_distortion": "commands.codec",
     "reconstruct": "commands.reconstruct",
+    "structtoken": "commands.structtoken",
     "tokenize": "commands.tokenize",
     "train": "commands.train",
     "train_features": "commands.features",

@@ -1,4 +1,4 @@
-"""`provq benchmark codec` and `provq benchmark generation`."""
+"""`provq benchmark codec`, `provq benchmark generation` and `provq benchmark structtoken`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -86,3 +86,32 @@ def generation(
     if str(json) != "-":
         Console().print(table_of_measures(numbers))
     write_json(numbers, json)
+
+
+@benchmark.command()
+def structtoken(
+    subject: Annotated[
+        str, typer.Argument(metavar="CKPT", help="A run's folder, a saved tokenizer, or 3di or protein-blocks.")
+    ],
+    data: Annotated[Path, typer.Option(help="The folder of structures, pairs and labels.")],
+    tasks: Annotated[str | None, typer.Option(help="Names of tasks, with commas; all by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the numbers of each task here; started again, it goes on.")
+    ] = None,
+    probe_steps: Annotated[int, typer.Option(min=1, help="Of each training of a head; published: 10000.")] = 1000,
+    json: Json = None,
+) -> None:
+    """Measure what tokens of protein structures are worth (StructTokenBench)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from provq.commands.structtoken import structtoken as run
+
+    results = run(subject, data, tasks=tasks.split(",") if tasks else (), out=out, probe_steps=probe_steps)
+    table = Table("task", "measure", "value", box=None)
+    for task, numbers in results.items():
+        for place, (name, value) in enumerate(numbers.items()):
+            table.add_row("" if place else task, name, f"{value:,.4f}".rstrip("0").rstrip("."))
+    if str(json) != "-":
+        Console().print(table)
+    write_json(results, json)

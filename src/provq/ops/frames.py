@@ -154,9 +154,9 @@ def nearest_residues(
 
 
 def of_neighbours(
-    values: Float[Tensor, "b length *rest"], indices: Int[Tensor, "b length neighbours"]
-) -> Float[Tensor, "b length neighbours *rest"]:
-    """What the neighbours of each residue have."""
+    values: Float[Tensor, "b length *rest"], indices: Int[Tensor, "b queries neighbours"]
+) -> Float[Tensor, "b queries neighbours *rest"]:
+    """What the neighbours of each residue have, or those of some residues."""
     starts = torch.arange(len(values), device=values.device)[:, None, None] * values.shape[1]
     chosen = values.flatten(0, 1).index_select(0, (indices + starts).flatten())
     return chosen.reshape(*indices.shape, *values.shape[2:])

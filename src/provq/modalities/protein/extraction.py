@@ -45,6 +45,7 @@ class _Candidate(NamedTuple):
     which: Residue
     residue: gemmi.Residue
     atoms: dict[str, list[gemmi.Atom]]
+    c_betas: list[gemmi.Atom]
 
 
 def extract(path: Path, chain: gemmi.Chain) -> tuple[Backbone | None, list[LeftOut]]:
@@ -71,19 +72,21 @@ def extract(path: Path, chain: gemmi.Chain) -> tuple[Backbone | None, list[LeftO
             sites.setdefault(candidate.which[:2], []).append(candidate)
         else:
             left.setdefault("ligand", []).append(str(candidate.which))
-    residues, rows = [], []
+    residues, rows, c_betas = [], [], []
     for site in sites.values():
         conformers = [(candidate, letter) for candidate in site for letter in _letters(candidate)]
         taken, letter = min(conformers, key=_preference) if len(conformers) > 1 else conformers[0]
         residues.append(taken.which)
         rows.append([_position_and_b_factor(taken.atoms[name], letter) for name in ATOMS])
+        c_betas.append(_position_and_b_factor(taken.c_betas, letter)[:3])
         for what, place in _not_taken(conformers, taken, letter):
             left.setdefault(what, []).append(place)
     report = [LeftOut(what, chain.name, tuple(places)) for what, places in left.items()]
     if not rows:
         return None, report
     values = torch.from_numpy(np.array(rows, dtype=np.float32))
-    return Backbone(chain.name, tuple(residues), values[..., :3].contiguous(), values[:, CA, 3].contiguous()), report
+    coordinates, b_factors = values[..., :3].contiguous(), values[:, CA, 3].contiguous()
+    return Backbone(chain.name, tuple(residues), coordinates, b_factors, torch.tensor(c_betas)), report
 
 
 def _candidates(path: Path, chain: gemmi.Chain) -> list[_Candidate]:
@@ -95,8 +98,8 @@ def _candidates(path: Path, chain: gemmi.Chain) -> list[_Candidate]:
             raise UserError(f"{path}: a residue {residue.name} of chain {chain.name!r} has no number; give it one")
         which = Residue(number, residue.seqid.icode.strip(), residue.name)
         if which not in found:
-            found[which] = _Candidate(which, residue, {name: [] for name in ATOMS})
-        atoms = found[which].atoms
+            found[which] = _Candidate(which, residue, {name: [] for name in ATOMS}, [])
+        atoms = {**found[which].atoms, "CB": found[which].c_betas}
         for atom in residue:
             if (name := atom.name) in atoms and _is_placed(atom):
                 atoms[name].append(atom)

@@ -48,6 +48,8 @@ class Backbone:
         residues: Which residues there are.
         coordinates: N, CA, C and O of each residue in angstrom, NaN where an atom is missing.
         b_factors: Of each CA, in square angstrom, NaN where the file gives none.
+        c_betas: CB of each residue in angstrom, NaN where it has none; None where nothing is known of any. No tokenizer
+            of ours sees them; other structural alphabets do.
 
     Raises:
         UsageError: The parts are of different lengths.
@@ -57,6 +59,7 @@ class Backbone:
     residues: tuple[Residue, ...]
     coordinates: Float[Tensor, "length 4 3"]
     b_factors: Float[Tensor, " length"]
+    c_betas: Float[Tensor, "length 3"] | None = None
 
     def __post_init__(self) -> None:
         lengths = (len(self.residues), len(self.coordinates), len(self.b_factors))
@@ -65,6 +68,8 @@ class Backbone:
                 "Backbone: residues, coordinates and b_factors must be of one length, but they are of "
                 f"{lengths[0]}, {lengths[1]} and {lengths[2]}"
             )
+        if self.c_betas is not None and len(self.c_betas) != len(self):
+            raise UsageError(f"Backbone: {len(self)} residues have {len(self.c_betas)} c_betas; give one each, or none")
 
     def __len__(self) -> int:
         return len(self.residues)

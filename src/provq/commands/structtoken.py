@@ -1,0 +1,141 @@
+"""StructTokenBench: what a tokenizer of protein structures is worth, task by task."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+from provq.errors import UsageError, UserError, nearest
+from provq.files import row_from_json, to_json, write_whole
+from provq.modalities.protein.benchmark.codebooks import codebook_numbers
+from provq.modalities.protein.benchmark.labels import (
+    B_FACTOR,
+    BURIAL,
+    INTERFACE,
+    SECONDARY_STRUCTURE,
+    LabelTask,
+    in_parts,
+    read_labelled,
+)
+from provq.modalities.protein.benchmark.probe import Labelled, probe
+from provq.modalities.protein.benchmark.sensitivity import align_pairs, read_pairs, sensitivity
+from provq.modalities.protein.benchmark.subjects import Subject, subject_of
+from provq.modalities.protein.reading import read_structure, structure_files
+from provq.tokenizer import Tokenizer
+from provq.training.log import advancing
+
+PROBE_STEPS = 1000
+PROBE_LEARNING_RATES = (1e-2, 1e-3, 1e-4)
+
+
+@final
+@dataclass(frozen=True)
+class Benchmark:
+    """What all tasks share: the folder of data, and how heads are trained."""
+
+    data: Path
+    probe_steps: int
+    learning_rates: tuple[float, ...]
+
+
+def structtoken(
+    subject: str | Path | Tokenizer,
+    data: str | Path,
+    *,
+    tasks: Sequence[str] = (),
+    out: str | Path | None = None,
+    probe_steps: int = PROBE_STEPS,
+    learning_rates: Sequence[float] = PROBE_LEARNING_RATES,
+) -> dict[str, dict[str, float]]:
+    """Measure a tokenizer, or a structural alphabet, on the tasks of StructTokenBench that the data allow.
+
+    Args:
+        subject: A tokenizer, a saved one, the folder of a run, or "3di" or "protein-blocks".
+        data: The folder of data: `sensitivity/apo_holo.csv` and `fold_switch.csv` (file1, file2, tm), `pairs_db55.csv`
+            (bound_file, unbound_file, tmalign_mean), `splits.csv` (file, cluster), `interface.csv` (file, resid), and
+            the structures that these name.
+        tasks: Some of `TASKS`; all by default.
+        out: Where the numbers of each task are kept, so that a benchmark that was stopped goes on; left out, nowhere.
+        probe_steps: Steps of each training of a head; the published number is 10,000.
+        learning_rates: Those that are tried for each head.
+
+    Returns:
+        The numbers of each task by its name.
+
+    Raises:
+        UsageError: A task is unknown, or a number is out of bounds.
+        UserError: The tokenizer or the data cannot be read.
+    """
+    for name in tasks:
+        if name not in TASKS:
+            raise UsageError(f"unknown task {name!r}; {nearest(name, TASKS)}")
+    if probe_steps < 1 or not learning_rates or min(learning_rates) <= 0:
+        raise UsageError(f"probe_steps and learning_rates must be positive, got {probe_steps} and {learning_rates}")
+    if not Path(data).is_dir():
+        raise UserError(f"there is no folder of data at {str(data)!r}")
+    measured = subject_of(subject)
+    benchmark = Benchmark(Path(data), probe_steps, tuple(learning_rates))
+    results = {}
+    for name in tasks or TASKS:
+        place = None if out is None else Path(out) / _key(measured, benchmark) / f"{name}.json"
+        if place is not None and place.is_file():
+            results[name] = row_from_json(place.read_text())
+            continue
+        results[name] = TASKS[name](measured, benchmark)
+        if place is not None:
+            write_whole(place, to_json(results[name]).encode())
+    return results
+
+
+def _pairs(table: str, columns: tuple[str, str, str], subject: Subject, benchmark: Benchmark) -> dict[str, float]:
+    pairs = read_pairs(benchmark.data / table, columns)
+    aligned = align_pairs(subject, pairs, Path(table).stem)
+    return {"pairs": float(len(aligned)), **sensitivity(aligned)}
+
+
+def _codebook(subject: Subject, benchmark: Benchmark) -> dict[str, float]:
+    files = structure_files(benchmark.data / "structures" / "cameo2022")
+    chains = [
+        subject.encode(backbone)
+        for _, path in advancing(files, len(files), "codebook")
+        for backbone in read_structure(path).backbones
+    ]
+    return codebook_numbers(subject, chains)
+
+
+def _labels(task: LabelTask, subject: Subject, benchmark: Benchmark) -> dict[str, float]:
+    parts = in_parts(read_labelled(benchmark.data, task, benchmark.data / "interface.csv"))
+    train, validation, test = (
+        [Labelled(subject.encode(chain.backbone), chain.labels) for chain in part] for part in parts
+    )
+    numbers = probe(
+        subject.codebook,
+        train,
+        validation,
+        test,
+        task.kind,
+        steps=benchmark.probe_steps,
+        learning_rates=benchmark.learning_rates,
+    )
+    return {"chains": float(len(test)), **numbers}
+
+
+_BY_FILES = ("file1", "file2", "tm")
+TASKS: Mapping[str, Callable[[Subject, Benchmark], dict[str, Any]]] = {
+    "apo-holo": partial(_pairs, "sensitivity/apo_holo.csv", _BY_FILES),
+    "fold-switch": partial(_pairs, "sensitivity/fold_switch.csv", _BY_FILES),
+    "bound-unbound": partial(_pairs, "pairs_db55.csv", ("bound_file", "unbound_file", "tmalign_mean")),
+    "codebook": _codebook,
+    "interface": partial(_labels, INTERFACE),
+    "b-factor": partial(_labels, B_FACTOR),
+    "secondary-structure": partial(_labels, SECONDARY_STRUCTURE),
+    "burial": partial(_labels, BURIAL),
+}
+
+
+def _key(subject: Subject, benchmark: Benchmark) -> str:
+    """Names the subject and how heads are trained: numbers of anything else are made anew."""
+    told = (subject.identity, benchmark.probe_steps, benchmark.learning_rates, str(benchmark.data))
+    return f"{subject.name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
