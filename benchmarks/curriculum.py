@@ -26,7 +26,7 @@ import yaml
 from torch import Tensor, nn
 
 import provq
-from provq.commands.compare import arm_name, differences, summary
+from provq.commands.compare import DEFAULT_LEARNING_RATES, arm_name, differences, summary
 from provq.curriculum import Adaptive, Constant, Cosine, Deferred, HardnessScheduler, Schedule, hand_over
 from provq.evaluation.diagnostics import effective_dimension, perplexity, usage_recovery
 from provq.evaluation.seeds import paired_difference, spread
@@ -286,6 +286,7 @@ class Study(NamedTuple):
     pictures: tuple[str, ...]
     seeds: int
     parallel: int
+    learning_rates: tuple[float, ...]
 
     def compared(self, name: str, arms: Sequence[str], *changes: str, **options: Any) -> list[dict[str, Any]]:
         """The rows of `provq compare image/tiny64`, in a folder of their own."""
@@ -296,6 +297,7 @@ class Study(NamedTuple):
             seeds=options.pop("seeds", self.seeds),
             parallel=self.parallel,
             overrides=(*self.pictures, *changes),
+            learning_rates=options.pop("learning_rates", self.learning_rates),
             **options,
         )
 
@@ -518,6 +520,13 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=[*ON_SYNTHETIC_SETS, *PARTS], help="parts of the study; all by default"
     )
+    parser.add_argument(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        default=DEFAULT_LEARNING_RATES,
+        help="factors of the recipe's rate that each arm tries where arms are compared; one is taken without a trial",
+    )
     asked = parser.parse_args()
     if asked.quick:
         print("\n".join(synthetic(800, asked.seeds, asked.out, asked.parallel)))
@@ -526,7 +535,7 @@ def main() -> None:
     if any(name in PARTS for name in names) and (asked.data is None or asked.held_out is None):
         parser.error(f"the study needs --data and --held-out; --quick and {', '.join(ON_SYNTHETIC_SETS)} need neither")
     data = (f"data.train={asked.data}", f"data.val={asked.held_out}")
-    study = Study(asked.out, data, asked.seeds, asked.parallel)
+    study = Study(asked.out, data, asked.seeds, asked.parallel, tuple(asked.learning_rates))
     for name in names:
         if name in ON_SYNTHETIC_SETS:
             part, steps = ON_SYNTHETIC_SETS[name]
