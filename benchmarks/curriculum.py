@@ -435,7 +435,14 @@ def time_to_quality(study: Study) -> Iterator[str]:
 
 def photographs(study: Study) -> Iterator[str]:
     """The arms on the two photographs that come with provq."""
-    rows = provq.compare("demo", out=study.out / "photographs", arms=FEW, seeds=study.seeds, parallel=study.parallel)
+    rows = provq.compare(
+        "demo",
+        out=study.out / "photographs",
+        arms=FEW,
+        seeds=study.seeds,
+        parallel=study.parallel,
+        learning_rates=study.learning_rates,
+    )
     yield table(rows, COLUMNS, key="psnr")
 
 
