@@ -220,3 +220,12 @@ def test_a_gap_is_not_bridged(page):
     choose(page, "chain-menu", 1)
     joined = page.evaluated("py2dmol_viewers.overlays.renderer.segmentIndices.length")
     assert joined == 2 * (79 - 1)
+
+
+@needs_browser
+def test_without_a_mouse_it_turns_by_itself(page):
+    still = page.drawn("canvas")
+    assert (page.drawn("canvas") == still).all()
+    page.evaluated("document.getElementById('rotationCheckbox').focus()")
+    page.press(" ", 32)
+    assert (page.drawn("canvas") != still).any()

@@ -1,8 +1,9 @@
 // Shows the overlay that the two menus name in the viewer of py2Dmol.
 {
   const arms = JSON.parse(document.getElementById("overlays-data").textContent);
-  const [armMenu, chainMenu, canvas, canvasContainer, distance] = ["arm-menu", "chain-menu", "canvas", "canvasContainer", "distance"]
-    .map(name => document.getElementById(name));
+  const [armMenu, chainMenu, canvas, canvasContainer, distance] = [
+    "arm-menu", "chain-menu", "canvas", "canvasContainer", "distance",
+  ].map(name => document.getElementById(name));
 
   window.py2dmol_configs = { overlays: {
     display: { size: [canvasContainer.clientWidth, canvasContainer.clientHeight], controls: false, box: false },
