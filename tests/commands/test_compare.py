@@ -1,15 +1,20 @@
 import json
+import re
 import signal
 import statistics
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
+import numpy as np
 import pytest
 import yaml
 
 import provq
 from provq.commands.compare import _beyond, differences, summary
-from provq.errors import UsageError
+from provq.errors import UsageError, UserError
+from provq.modalities.protein.synthetic import synthetic_backbone
+from provq.modalities.protein.writing import write_structure
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,38 @@ def test_the_page_repeats_the_alarms_of_the_runs(recipe, tmp_path):
     provq.compare(short, out=tmp_path, arms=["hard", str(soft)], seeds=2, learning_rates=[1])
     page = (tmp_path / "compare.html").read_text()
     assert page.count("Seed 0, step 6 (2 of 2 seeds): training ended at hardness 0.50") == 1
+
+
+def test_the_page_of_proteins_lays_chains_upon_their_originals(tmp_path):
+    for name, length in (("a.pdb", 40), ("b.pdb", 30)):
+        write_structure(tmp_path / "chains" / name, [synthetic_backbone(length, seed=length)])
+    chains = tmp_path / "chains"
+    small = [f"data.train={chains}", f"data.val={chains}", "training.steps=2", "training.batch_size=2"]
+    small += ["training.probe_items=2", "quantizer.codebook_size=16"]
+    rows = provq.compare("protein/tiny", out=tmp_path, arms=["hard", "cosine"], learning_rates=[1], overrides=small)
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'id="overlays-data">(.*?)</script>', page)
+    arms = json.loads(data)
+    assert [arm["name"] for arm in arms] == [row["arm"] for row in rows]
+    for arm in arms:
+        assert [chain["name"] for chain in arm["chains"]] == ["a.pdb", "b.pdb"]
+        for chain in arm["chains"]:
+            (original,), (made,) = (np.array(chain[side]) for side in ("original", "reconstruction"))
+            assert original.shape == made.shape
+            # They were superposed: neither their middle nor, by more than what is left, their places are apart.
+            assert np.abs(original.mean(0) - made.mean(0)).max() < 2
+            assert np.sqrt(((original - made) ** 2).sum(-1).mean()) == pytest.approx(float(chain["rmsd"]), rel=0.2)
+    assert "<img" not in page
+
+
+def test_what_draws_the_page_is_asked_for_before_training(monkeypatch, tmp_path):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("provq.evaluation.viewer.distribution", missing)
+    with pytest.raises(UserError, match=r"provq\[protein\]"):
+        provq.compare("protein/tiny", out=tmp_path / "out", arms=["hard"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_summary_is_mean_and_deviation():

@@ -5,7 +5,6 @@ import html
 import json
 import math
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,15 +14,16 @@ from statistics import fmean, stdev
 
 import numpy as np
 import pytest
+from browser import BROWSER
 from PIL import Image
 from scipy.stats import ttest_rel
 
 from provq.errors import UserError
+from provq.evaluation.exhibits import Exhibits
 from provq.evaluation.report import LINES, ArmReport, write_report
 from provq.modalities.image.images import Images
 from provq.modalities.protein.proteins import Proteins
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 CODES = 512
 
@@ -99,7 +99,8 @@ def arm(name: str, description: str, *, psnr: float, used: int, ramp: tuple[int,
         curves.append(records)
     levels = max(2, used // 40) if discrete else None
     pictures = [gradient(index, levels, 0.015) for index in range(4)]
-    return ArmReport(name, description, evaluations, curves, pictures, codebook(used) if discrete else None)
+    exhibits = Exhibits([gradient(index) for index in range(4)], pictures)
+    return ArmReport(name, description, evaluations, curves, exhibits, codebook(used) if discrete else None)
 
 
 def five_arms(seeds: int = 3) -> list[ArmReport]:
@@ -120,7 +121,6 @@ def written(path: Path, arms: list[ArmReport], **changes) -> str:
     arguments = {
         "title": "Progressive quantization on 32 × 32 pictures",
         "summary": "Five arms, one network, 4,000 steps each, measured on 512 pictures that none has seen.",
-        "originals": [gradient(index) for index in range(4)],
         "quality": Images().quality,
         "arms": arms,
         "baseline": "hard",
@@ -251,8 +251,8 @@ def test_best_discrete_arm_is_in_bold(text):
 
 def test_undefined_numbers_are_dashes(tmp_path, page):
     assert page.cell("continuous", "Usage") == page.cell("continuous", "Continuity gap") == ["–"]
-    odd = ArmReport("odd", "", [{"seed": 0, "psnr": 20.0, "ssim": None, "usage": math.inf}], [], [], None)
-    bare = Page(written(tmp_path / "report.html", [odd], baseline=None, originals=[]))
+    odd = ArmReport("odd", "", [{"seed": 0, "psnr": 20.0, "ssim": None, "usage": math.inf}], [], Exhibits(), None)
+    bare = Page(written(tmp_path / "report.html", [odd], baseline=None))
     assert bare.cell("odd", "PSNR") == ["20.00"]
     assert [bare.cell("odd", name) for name in ("SSIM", "Usage", "Perplexity")] == [["–"]] * 3
     assert not [tag for tag, _ in bare.elements if tag in ("img", "svg")]
@@ -270,13 +270,13 @@ def test_warnings_stand_with_their_arm_and_nowhere_else(tmp_path, text):
 
 def measured(name: str, *psnr: float, perplexity: float | None = None) -> ArmReport:
     evaluations = [{"seed": seed, "psnr": value, "perplexity": perplexity} for seed, value in enumerate(psnr)]
-    return ArmReport(name, "", evaluations, [], [], None)
+    return ArmReport(name, "", evaluations, [], Exhibits(), None)
 
 
 def test_where_less_is_better_the_least_leads(tmp_path):
     def folded(name: str, *rmsd: float) -> ArmReport:
         evaluations = [{"seed": seed, "rmsd": value, "tm": 0.5} for seed, value in enumerate(rmsd)]
-        return ArmReport(name, "", evaluations, [], [], None)
+        return ArmReport(name, "", evaluations, [], Exhibits(), None)
 
     arms = [folded("hard", 5.0, 5.5), folded("simvq", 7.0, 7.5), folded("cosine", 3.0, 4.0)]
     page = html.unescape(written(tmp_path / "report.html", arms, quality=Proteins().quality))
@@ -412,7 +412,7 @@ def test_missing_extra_says_what_to_install(tmp_path, monkeypatch, missing):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=rf"{missing}.*pip install 'provq\[report\]'"):
         write_report(
-            tmp_path / "report.html", title="", summary="", originals=[], quality=Images().quality, arms=[],
+            tmp_path / "report.html", title="", summary="", quality=Images().quality, arms=[],
             baseline=None, commands=[], recipe="", environment={},
         )  # fmt: skip
 

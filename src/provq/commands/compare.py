@@ -9,7 +9,6 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ import torch
 
 import provq
 from provq.commands.arms import Run, evaluated_runs, score_of_trial
-from provq.commands.evaluate import modality_of
+from provq.commands.evaluate import items_to_measure, modality_of
 from provq.commands.priors_of_arms import columns_of_priors, prior_study
-from provq.data import Item, Items, evaluation_batches
+from provq.data import Items, evaluation_batches
 from provq.errors import UsageError
+from provq.evaluation.exhibits import Exhibits
 from provq.evaluation.report import ArmReport, Column, require_extra, write_report
 from provq.evaluation.seeds import PairedDifference, Spread, paired_difference, spread
 from provq.files import to_json, write_whole
-from provq.modalities.image.images import Images
 from provq.modalities.image.pixels import contact_sheet, to_image, to_png
 from provq.recipe import Recipe, build_parts, header_of_arm, load, load_changes
 from provq.tokenizer import Tokenizer
@@ -35,7 +34,6 @@ DEFAULT_LEARNING_RATES = (0.7, 1.0, 1.4)
 # Of the steps, for each learning rate that is tried; shorter trials favour rates that are too high for a whole run.
 _CHECK = 0.5
 _FURTHER = 2  # rates that are tried beyond the given ones, where the best is the outermost
-_PICTURES = 8  # originals on the page
 _MOST_CODES = 4096  # drawn on the page
 
 
@@ -156,7 +154,6 @@ def _check_before_training(changed: Mapping[str, Recipe]) -> tuple[dict[str, flo
 
     The learning rate of each arm, which its recipe may leave to the default, and the measures of quality.
     """
-    require_extra()
     rates = {}
     quality: tuple[Column, ...] = ()
     for arm, recipe in changed.items():
@@ -168,6 +165,7 @@ def _check_before_training(changed: Mapping[str, Recipe]) -> tuple[dict[str, flo
             raise UsageError("compare trains in one process: training.devices must be 1")
         if parts.modality.held_out_items() is None:
             raise UsageError("there is nothing to measure the arms on: data.val is missing")
+        require_extra(parts.modality.is_shown_in_space)
         rates[arm] = parts.training.learning_rate
         quality = parts.modality.quality
     return rates, quality
@@ -232,14 +230,14 @@ def _write_page(
     seed: int,
 ) -> None:
     reports = []
-    originals: list[bytes] = []
     for arm in arms:
         name = arm_name(arm)
         own_rows = [row for row in rows if row["arm"] == name]
         logs = {row["seed"]: read_log(_run_folder(out, arm, row["seed"])) for row in own_rows}
         curves = [[record for record in log if record["event"] == "probe"] for log in logs.values()]
         tokenizer = Tokenizer.from_pretrained(_run_folder(out, arm, seed), local=True)
-        originals, reconstructions = _pictures(tokenizer)
+        items = items_to_measure(modality_of(tokenizer), None)
+        exhibits = _exhibits(tokenizer, items)
         evaluations = [{k: v for k, v in row.items() if k != "arm"} for row in own_rows]
         reports.append(
             ArmReport(
@@ -247,8 +245,8 @@ def _write_page(
                 header_of_arm(arm),
                 evaluations,
                 curves,
-                reconstructions,
-                _codebook_picture(tokenizer),
+                exhibits,
+                _codebook_picture(tokenizer, items) if exhibits.originals else None,
                 _warnings(logs),
             )
         )
@@ -262,7 +260,6 @@ def _write_page(
             f"{training.get('batch_size', 32)} items, {seeds} {'seeds' if seeds > 1 else 'seed'}. "
             "Hard codes, held-out data."
         ),
-        originals=originals,
         quality=quality,
         arms=reports,
         baseline=arm_name(arms[0]),
@@ -298,28 +295,15 @@ def _command() -> str:
 
 
 @torch.no_grad()
-def _pictures(tokenizer: Tokenizer) -> tuple[list[bytes], list[bytes]]:
-    """The first held-out pictures, evenly spread, and what the tokenizer makes of them; none of other data."""
-    items = _held_out_pictures(tokenizer)
-    if items is None:
-        return [], []
-    stride = max(1, len(items) // _PICTURES)
-    read = (items.item(index, 0) for index in range(0, len(items), stride))
-    values = torch.stack(list(islice((item.values for item in read if isinstance(item, Item)), _PICTURES)))
-    made = tokenizer(values).output
-    return [to_png(to_image(picture)) for picture in values], [to_png(to_image(picture)) for picture in made]
-
-
-def _held_out_pictures(tokenizer: Tokenizer) -> Items | None:
-    modality = modality_of(tokenizer)
-    return modality.held_out_items() if isinstance(modality, Images) else None
+def _exhibits(tokenizer: Tokenizer, items: Items) -> Exhibits:
+    """A few of the items, and what the tokenizer makes of them."""
+    return modality_of(tokenizer).exhibits(items, lambda values: tokenizer(values).output)
 
 
 @torch.no_grad()
-def _codebook_picture(tokenizer: Tokenizer) -> bytes | None:
+def _codebook_picture(tokenizer: Tokenizer, items: Items) -> bytes | None:
     """What each code decodes to, the most frequent first; codes that never occur are faded."""
-    items = _held_out_pictures(tokenizer)
-    if items is None or len(tokenizer.codebook_sizes) != 1 or tokenizer.codebook_sizes[0] > _MOST_CODES:
+    if len(tokenizer.codebook_sizes) != 1 or tokenizer.codebook_sizes[0] > _MOST_CODES:
         return None
     size = tokenizer.codebook_sizes[0]
     counts = torch.zeros(size, dtype=torch.int64)

@@ -2,11 +2,13 @@
 
     arms --verdict, table, charts, pictures--> report.html.jinja --> one self-contained file
 
-The page refers to nothing outside itself: pictures are data URIs, charts are inline SVG, and its content
-security policy forbids the browser to fetch anything. The same input gives the same bytes.
+The page refers to nothing outside itself: pictures are data URIs, charts are inline SVG, the viewer of traces in space
+is a script in the page, and its content security policy forbids the browser to fetch anything or to run another script.
+The same input gives the same bytes.
 """
 
 import base64
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, final
 
 from provq.errors import UserError, nearest
+from provq.evaluation.exhibits import Exhibits
 from provq.evaluation.seeds import paired_difference, spread
+from provq.evaluation.viewer import viewer_script
 from provq.files import write_whole
 
 if TYPE_CHECKING:
@@ -49,7 +53,7 @@ class ArmReport:
     """What one arm of a comparison gave, over all its seeds.
 
     `evaluations` and `curves` hold one entry a seed; a number that is NaN, None or absent is not defined
-    for this arm. `reconstructions` are PNG pictures by the first seed, one an original, and `codebook` is
+    for this arm. `exhibits` are what the first seed makes of some items, the same of every arm, and `codebook` is
     a PNG picture of what each code decodes to, where it decodes to anything that can be looked at.
     `warnings` say what went wrong in its runs and what to do about it.
     """
@@ -58,7 +62,7 @@ class ArmReport:
     description: str
     evaluations: Sequence[Mapping[str, float | None]]
     curves: Sequence[Sequence[Mapping[str, float | None]]]
-    reconstructions: Sequence[bytes]
+    exhibits: Exhibits
     codebook: bytes | None
     warnings: Sequence[str] = ()
 
@@ -148,11 +152,14 @@ class Chart:
     spoken: str
 
 
-def require_extra() -> None:
+def require_extra(in_space: bool = False) -> None:
     """See to it that the page can be drawn.
 
+    Args:
+        in_space: Whether it is to show traces in space.
+
     Raises:
-        UserError: If jinja2 or matplotlib is not installed.
+        UserError: If jinja2 or matplotlib is not installed; or py2Dmol, where it is needed.
     """
     try:
         import jinja2  # noqa: F401
@@ -161,6 +168,8 @@ def require_extra() -> None:
         raise UserError(
             f"the report page needs jinja2 and matplotlib ({error}): pip install 'provq[report]'"
         ) from error
+    if in_space:
+        viewer_script()
 
 
 def write_report(
@@ -168,7 +177,6 @@ def write_report(
     *,
     title: str,
     summary: str,
-    originals: Sequence[bytes],
     quality: Sequence[Column],
     arms: Sequence[ArmReport],
     baseline: str | None,
@@ -182,7 +190,6 @@ def write_report(
         path: The HTML file to write; missing folders are made.
         title: What was compared.
         summary: One or two sentences on data, network and budget.
-        originals: PNG pictures that every arm reconstructed.
         quality: The measures of quality of this kind of data; by the first one arms are ranked.
         arms: The arms in the order of the table.
         baseline: The name of the arm that the others are measured against, if there is one.
@@ -191,7 +198,7 @@ def write_report(
         environment: Versions and hardware by name.
 
     Raises:
-        UserError: If no arm is called `baseline`, or jinja2 or matplotlib is not installed.
+        UserError: If no arm is called `baseline`, or what draws the page is not installed.
     """
     require_extra()
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -199,6 +206,8 @@ def write_report(
     reference = _named(arms, baseline)
     headline, columns = quality[0], (*quality, *OF_CODEBOOKS)
     colours = _colours(arms)
+    overlays = _overlays(arms, colours)
+    script = viewer_script() if overlays else ""
     template = Environment(
         loader=PackageLoader("provq.evaluation", "."),
         autoescape=True,
@@ -221,8 +230,11 @@ def write_report(
         several_seeds=any(len(arm.evaluations) > 1 for arm in arms),
         budgets=[_budget(arm) for arm in arms],
         charts=_charts(arms, colours),
-        originals=originals,
+        originals=arms[0].exhibits.originals if arms else (),
         picture=_picture,
+        overlays=overlays,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         commands=commands,
         recipe=recipe,
         environment=environment,
@@ -494,6 +506,27 @@ def _themed(svg: str, key: str) -> str:
 def _picture(png: bytes) -> str:
     """The picture as an address that holds it."""
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _overlays(arms: Sequence[ArmReport], colours: Sequence[int]) -> list[dict[str, Any]]:
+    """What the viewer draws of each arm that has something to draw, in plain values."""
+    return [
+        {
+            "name": arm.name,
+            "colour": colour,
+            "chains": [
+                {
+                    "name": overlay.name,
+                    "original": overlay.original,
+                    "reconstruction": overlay.reconstruction,
+                    "rmsd": _number(overlay.rmsd, 2) if math.isfinite(overlay.rmsd) else MISSING,
+                }
+                for overlay in arm.exhibits.overlays
+            ],
+        }
+        for arm, colour in zip(arms, colours, strict=True)
+        if arm.exhibits.overlays
+    ]
 
 
 def _sign(column: Column) -> int:

@@ -1,6 +1,7 @@
 """What a modality brings: where its items come from, and how outputs are measured against them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor
 from provq.data import Items
 from provq.errors import UsageError
 from provq.evaluation.evaluate import Measure, squared_error
+from provq.evaluation.exhibits import Exhibits
 from provq.evaluation.report import Column
 
 
@@ -66,6 +68,15 @@ class Modality(ABC):
         Raises:
             UserError: A file is not there, or this kind of data has no use for it.
         """
+
+    @abstractmethod
+    def exhibits(self, items: Items, model: Callable[[Tensor], Tensor]) -> Exhibits:
+        """What a page shows: a few of the items, evenly spread, with what the model makes of a batch of them."""
+
+    @property
+    def is_shown_in_space(self) -> bool:
+        """Whether its exhibits are overlays."""
+        return False
 
     @property
     @abstractmethod

@@ -1,5 +1,7 @@
 """Pictures as a modality: the recipe's table `data` with `kind: image`."""
 
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, final
 
@@ -8,17 +10,21 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from provq.data import Items
+from provq.data import Item, Items
 from provq.errors import UsageError, nearest
 from provq.evaluation.evaluate import Measure
+from provq.evaluation.exhibits import Exhibits
 from provq.evaluation.report import Column
 from provq.modalities.base import Modality
 from provq.modalities.image.fidelity import ReconstructionFrechet, ReferenceFrechet, Samples
+from provq.modalities.image.pixels import to_image, to_png
 from provq.modalities.image.quality import PictureQuality
 from provq.modalities.image.sources import open_source
 from provq.modalities.image.views import AUGMENTATIONS, CentralViews, Resize, SeveralViews, TrainingViews
 from provq.networks.inception import FidInception
 from provq.spec import checked
+
+_SHOWN = 8  # pictures on a page
 
 
 @final
@@ -127,6 +133,15 @@ class Images(Modality):
             if reference is not None:
                 measures.append(ReferenceFrechet(network, reference))
         return measures if samples is None else [*measures, Samples(samples)]
+
+    def exhibits(self, items: Items, model: Callable[[Tensor], Tensor]) -> Exhibits:
+        """Eight pictures, and their reconstructions."""
+        read = (items.item(index, 0) for index in range(0, len(items), max(1, len(items) // _SHOWN)))
+        values = torch.stack(list(islice((item.values for item in read if isinstance(item, Item)), _SHOWN)))
+        originals, reconstructions = (
+            [to_png(to_image(picture)) for picture in pictures] for pictures in (values, model(values))
+        )
+        return Exhibits(originals, reconstructions)
 
     @property
     def quality(self) -> tuple[Column, ...]:

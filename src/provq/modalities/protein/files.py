@@ -19,8 +19,8 @@ from provq.files import write_whole
 from provq.modalities.files import ItemFiles, Places, Reconstructions, check_made_by, token_files
 from provq.modalities.protein.quality import chain_quality
 from provq.modalities.protein.reading import is_structure, read_structure, structure_files
-from provq.modalities.protein.structure import Backbone, C, Residue
-from provq.modalities.protein.superposition import superpose
+from provq.modalities.protein.structure import Backbone, Residue
+from provq.modalities.protein.superposition import laid_upon
 from provq.modalities.protein.writing import write_structure
 from provq.ops.frames import is_present
 from provq.ops.modes import evaluating
@@ -76,7 +76,7 @@ class StructureFiles(ItemFiles):
                 present = is_present(coordinates) & backbone.complete
                 scores = chain_quality(coordinates[present], backbone.coordinates[present])
                 rows.append({"file": key, "chain": backbone.chain, "residues": int(present.sum()), **scores})
-                made.append(replace(backbone, coordinates=_laid_upon(coordinates, backbone.coordinates)))
+                made.append(replace(backbone, coordinates=laid_upon(coordinates, backbone.coordinates)))
             written.append(places.of(_writable(key)))
             write_structure(written[-1], made)
         show_skipped(structures.skipped)
@@ -183,8 +183,3 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
 
 def _backbone(row: dict[str, Any], coordinates: Float[Tensor, "length 4 3"]) -> Backbone:
     return Backbone(row["chain"], tuple(row["residues"]), coordinates, torch.full((len(coordinates),), torch.nan))
-
-
-def _laid_upon(made: Float[Tensor, "length 4 3"], original: Float[Tensor, "length 4 3"]) -> Float[Tensor, "length 4 3"]:
-    moved = superpose(made[:, : C + 1].flatten(0, 1), original[:, : C + 1].flatten(0, 1)).apply(made.flatten(0, 1))
-    return moved.reshape(made.shape).float()

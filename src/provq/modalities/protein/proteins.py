@@ -1,5 +1,6 @@
 """Protein backbones as a modality: the recipe's table `data` with `kind: protein`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, final
 
@@ -7,17 +8,22 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from provq.data import Items
+from provq.data import Item, Items
 from provq.errors import UsageError
 from provq.evaluation.evaluate import Measure
+from provq.evaluation.exhibits import Exhibits
 from provq.evaluation.report import Column
 from provq.modalities.base import Modality
 from provq.modalities.protein.chains import SYNTHETIC, Crops, WholeChains, read_chains
+from provq.modalities.protein.overlays import overlay
 from provq.modalities.protein.quality import StructureQuality
 from provq.modalities.protein.superposition import backbone_squares
 from provq.modalities.protein.synthetic import synthetic_backbone
 from provq.ops.frames import is_present
 from provq.spec import checked
+
+_SHOWN = 4  # chains on a page
+_LONGEST_SHOWN = 400  # residues; more is a tangle
 
 
 @final
@@ -80,6 +86,18 @@ class Proteins(Modality):
         """The squared distance of N, CA and C of each residue after superposition, in square angstrom."""
         squares = backbone_squares(output, items)
         return squares[is_present(items)]
+
+    def exhibits(self, items: Items, model: Callable[[Tensor], Tensor]) -> Exhibits:
+        """Four of the chains of at most 400 residues, each with its reconstruction laid upon it."""
+        read = (items.item(index, 0) for index in range(len(items)))
+        short = [item for item in read if isinstance(item, Item) and len(item.values) <= _LONGEST_SHOWN]
+        shown = short[:: max(1, len(short) // _SHOWN)][:_SHOWN]
+        return Exhibits(overlays=[overlay(item.key, item.values, model(item.values[None])[0]) for item in shown])
+
+    @property
+    def is_shown_in_space(self) -> bool:
+        """Yes."""
+        return True
 
     @property
     def quality(self) -> tuple[Column, ...]:

@@ -42,6 +42,12 @@ def superpose(mobile: Float[Tensor, "*batch points 3"], target: Float[Tensor, "*
     return Superposition(rotation, translation)
 
 
+def laid_upon(made: Float[Tensor, "length 4 3"], original: Float[Tensor, "length 4 3"]) -> Float[Tensor, "length 4 3"]:
+    """A backbone as it lies on another one, superposed by N, CA and C."""
+    moved = superpose(made[:, : C + 1].flatten(0, 1), original[:, : C + 1].flatten(0, 1)).apply(made.flatten(0, 1))
+    return moved.reshape(made.shape).float()
+
+
 def best_rotation(covariance: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
     """The rotation R with the largest trace of R H, for H the sum of x y^T over centred points x, to be laid on y."""
     left, _, right = torch.linalg.svd(covariance)
