@@ -3,7 +3,9 @@
     python benchmarks/sampling.py [--size tiny] [--codes 1024] [--tokens 256] [--items 1 8] [--device cpu]
 
 The Llama is of equal size. They take turns, and what is compared are medians. On a CPU seconds are those of processor
-time of one thread, which other work on the machine disturbs little.
+time of one thread, which other work on the machine disturbs little. transformers is installed for this alone:
+
+    pip install transformers==5.23.0
 """
 
 import argparse
