@@ -371,3 +371,15 @@ def test_a_decoder_for_another_number_of_stages_is_refused_with_both_numbers(qua
     decoder = ConvolutionalDecoder(4, width=8, stages=stages)
     with pytest.raises(UsageError, match=f"decoder.stages is {stages}, and .* number of codebooks is {codebooks}; let"):
         Tokenizer(ConvolutionalEncoder(4, width=8), quantizer(), decoder)
+
+
+def test_options_that_came_later_leave_fingerprints_and_configs_as_they_were():
+    torch.manual_seed(0)
+    sides = [made(2, width=4, downsampling=2) for made in (ConvolutionalEncoder, ConvolutionalDecoder)]
+    tokenizer = Tokenizer(sides[0], VectorQuantizer(2, 4), sides[1])
+    assert not {"stages", "shortcuts"} & {*tokenizer.config["encoder"], *tokenizer.config["decoder"]}
+    short = [made(2, width=4, downsampling=2, shortcuts=True) for made in (ConvolutionalEncoder, ConvolutionalDecoder)]
+    other = Tokenizer(short[0], tokenizer.quantizer, short[1])
+    assert other.config["encoder"]["shortcuts"] and other.config["decoder"]["shortcuts"]
+    again = Tokenizer.from_config(other.config)
+    assert again.encoder.shortcuts and again.decoder.shortcuts

@@ -25,6 +25,8 @@ from provq.quantizers import Quantizer
 from provq.spec import build, describe
 
 FORMAT = 1
+# Options of networks that came later, at the values at which they change nothing.
+_LATER = {"stages": 1, "shortcuts": False}
 
 
 class Reconstruction(NamedTuple):
@@ -124,15 +126,11 @@ class Tokenizer(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """The plain mapping from which `from_config` builds an equal tokenizer, weights aside."""
-        decoder = describe(self.decoder, networks.DECODERS)
-        if self.decoder.stages == 1:
-            # Tokenizers keep the fingerprint that they had before decoders knew of stages.
-            decoder.pop("stages", None)
         return {
             "format": FORMAT,
-            "encoder": describe(self.encoder, networks.ENCODERS),
+            "encoder": _without_later(describe(self.encoder, networks.ENCODERS)),
             "quantizer": describe(self.quantizer, quantizers.KINDS),
-            "decoder": decoder,
+            "decoder": _without_later(describe(self.decoder, networks.DECODERS)),
             "metadata": self.metadata,
         }
 
@@ -286,6 +284,11 @@ def decoded(
 def opened(tokenizer: Tokenizer | str | Path) -> Tokenizer:
     """The tokenizer itself, or the one that a folder or a repository holds."""
     return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_pretrained(tokenizer)
+
+
+def _without_later(table: dict[str, Any]) -> dict[str, Any]:
+    """A table without later options that change nothing: tokenizers keep the fingerprints that they had before."""
+    return {name: value for name, value in table.items() if name not in _LATER or value != _LATER[name]}
 
 
 def _found(place: str | Path, revision: str | None, local: bool) -> Path:
