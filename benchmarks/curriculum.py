@@ -26,7 +26,7 @@ import yaml
 from torch import Tensor, nn
 
 import provq
-from provq.commands.compare import DEFAULT_LEARNING_RATES, arm_name, differences, summary
+from provq.commands.compare import DEFAULT_LEARNING_RATES, differences, summary
 from provq.curriculum import Adaptive, Constant, Cosine, Deferred, HardnessScheduler, Schedule, hand_over
 from provq.evaluation.diagnostics import effective_dimension, perplexity, usage_recovery
 from provq.evaluation.seeds import paired_difference, spread
@@ -388,15 +388,13 @@ def networks(study: Study) -> Iterator[str]:
 
 def robustness(study: Study) -> Iterator[str]:
     """Regret over a grid of sizes, dimensions and learning rates that nobody tuned; short runs, one seed."""
-    arms = ("hard-ema-revival", "hard-revival", "simvq", "rotation", "fsq", "deferred", "cosine", "adaptive")
-    names = [arm_name(arm) for arm in arms]
     cells = [(size, dim, rate) for size in GRID for dim in (8, 64) for rate in (3e-4, 1e-3, 3e-3)]
     regrets, bests = [], []
     for size, dim, rate in cells:
         changes = (f"quantizer.codebook_size={size}", f"quantizer.dim={dim}", f"training.learning_rate={rate}")
         rows = study.compared(
             f"robustness/{size}-{dim}-{rate:g}",
-            study.sized(arms, size),
+            study.sized(FEW, size),
             *changes,
             "training.steps=250",
             seeds=1,
@@ -404,10 +402,10 @@ def robustness(study: Study) -> Iterator[str]:
         )
         bests.append(max(row["psnr"] for row in rows))
         regrets.append([bests[-1] - row["psnr"] for row in rows])
-    heat_map(study.out / "robustness.png", names, [f"{k:,} x {d}, {rate:g}" for k, d, rate in cells], regrets)
+    heat_map(study.out / "robustness.png", FEW, [f"{k:,} x {d}, {rate:g}" for k, d, rate in cells], regrets)
     by_arm = list(zip(*regrets, strict=True))
-    heads = "| codes | dim | learning rate | best (dB) | " + " | ".join(f"`{name}`" for name in names) + " |"
-    yield f"{heads}\n|{'---|' * (4 + len(arms))}"
+    heads = "| codes | dim | learning rate | best (dB) | " + " | ".join(f"`{name}`" for name in FEW) + " |"
+    yield f"{heads}\n|{'---|' * (4 + len(FEW))}"
     for cell, best, of_cell in zip(cells, bests, regrets, strict=True):
         yield f"| {' | '.join(f'{part:g}' for part in cell)} | {best:.2f} | {_decibels(of_cell)} |"
     yield f"| mean regret | | | | {_decibels(sum(of_arm) / len(cells) for of_arm in by_arm)} |"

@@ -25,10 +25,9 @@ _STATES = {"a": 0.0, "b": 1.0, "c": 2.0}
 
 
 class LabelTask(NamedTuple):
-    """Labels of one kind: of what kind they are, what they say, and how a chain's are found (NaN: none)."""
+    """Labels: of what kind they are, and how a chain's are found (NaN: none)."""
 
     kind: Kind
-    meaning: str
     of_chain: Callable[[Backbone, dict[str, str]], Float[Tensor, " length"]]
 
 
@@ -102,12 +101,10 @@ def _burial(backbone: Backbone, row: dict[str, str]) -> Float[Tensor, " length"]
     return torch.where(traces.isnan().any(1), torch.nan, near)
 
 
-INTERFACE = LabelTask("binary", "a heavy atom within 5 Å of the other docking partner (DB5.5)", _interface)
-B_FACTOR = LabelTask("numbers", "B-factor of CA, standardised in each chain", _b_factors)
-SECONDARY_STRUCTURE = LabelTask(
-    "classes", "helix, strand or neither by P-SEA, derived from coordinates", _secondary_structure
-)
-BURIAL = LabelTask("numbers", "CA within 10 Å, derived from coordinates", _burial)
+INTERFACE = LabelTask("binary", _interface)  # a heavy atom within 5 angstrom of the other docking partner (DB5.5)
+B_FACTOR = LabelTask("numbers", _b_factors)  # of CA, standardised in each chain
+SECONDARY_STRUCTURE = LabelTask("classes", _secondary_structure)  # helix, strand or neither by P-SEA, from coordinates
+BURIAL = LabelTask("numbers", _burial)  # CA within 10 angstrom, from coordinates
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -134,7 +134,6 @@ def _training(
             optimizer.step()
         rates.step()
         if step % max(1, steps // _LOOKS) == 0 or step == steps:
-            head.eval()
             yield head.state_dict()
 
 
