@@ -1,3 +1,4 @@
+import weakref
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ def on_rank(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model, (record,) = founded(SHARES[rank])
     torch.save({"state": model.state_dict(), "record": tuple(record)}, Path(folder) / f"{rank}.pt")
+    group = weakref.ref(distributed.group.WORLD)
     distributed.destroy_process_group()
+    assert group() is None, "what lives on keeps threads that abort the process as it ends"
 
 
 def test_a_hand_over_sees_the_latents_of_all_ranks(tmp_path):

@@ -10,6 +10,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, distributed
 
+if distributed.is_available():
+    # Its functions have the group of all ranks as a default, and the first search for a code imports it. Were that
+    # after the group exists, they would keep the group, and with it threads of gloo that abort a process as it ends.
+    import torch.distributed.nn  # noqa: F401
+
 
 def ranks() -> int:
     """The number of processes that train together; 1 outside a process group."""
