@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import provq
-from provq.data import Skipped, evaluation_batches, shuffled, training_batches
+from provq.data import Skipped, evaluation_batches, training_batches
 from provq.errors import UsageError, UserError
 from provq.evaluation.evaluate import evaluate
 from provq.modalities import Proteins
 from provq.modalities.protein import write_structure
-from provq.modalities.protein.chains import Chain, Crops, WholeChains, read_chains
+from provq.modalities.protein.chains import Crops, WholeChains, read_chains
 from provq.modalities.protein.quality import StructureQuality
 from provq.modalities.protein.synthetic import synthetic_backbone
 from provq.recipe import build_parts, load
@@ -77,24 +77,6 @@ def test_windows_move_from_epoch_to_epoch_and_are_parts_of_the_chain(folder):
         assert torch.equal(items.item(2, epoch).values, window)
     assert len(starts) > 3
     assert torch.equal(items.item(0, 5).values, whole.item(0, 0).values)
-
-
-def test_chains_that_make_a_batch_are_of_about_one_length():
-    chance = torch.Generator().manual_seed(0)
-    lengths = torch.randint(30, 700, (1000,), generator=chance).tolist()
-    chains = [Chain(str(length), torch.zeros(length, 4, 3)) for length in lengths]
-    items = Crops([*chains, Skipped("broken", "no reason")], length=512, seed=0)
-
-    def filled_up(order):
-        batches = torch.tensor([min(length, 512) for length in [*lengths, 0]])[order][:1000].reshape(-1, 8)
-        return float((batches.max(1).values[:, None] - batches).sum() / batches.sum())
-
-    orders = [items.order(0, epoch) for epoch in (0, 1, 0)]
-    assert torch.equal(orders[0], orders[2])
-    assert not torch.equal(orders[0], orders[1])
-    for order in orders:
-        assert torch.equal(order.sort().values, torch.arange(1001))
-        assert filled_up(order) < 0.1 < 0.4 < filled_up(shuffled(1001, 0, 0))
 
 
 def test_chains_of_several_lengths_make_one_batch_filled_up_with_nan(folder):

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from provq.data import Item, Items, Skipped, mixed_seed, shuffled
+from provq.data import Item, Items, Skipped, mixed_seed
 from provq.errors import UsageError, UserError, nearest
 from provq.modalities.protein.reading import read_structure, structure_files
 from provq.modalities.protein.synthetic import synthetic_backbone
@@ -22,8 +21,6 @@ Split = Literal["train", "val"]
 SYNTHETIC = "embedded:synthetic"
 _SYNTHETIC_CHAINS = {"train": 512, "val": 64}
 _SYNTHETIC_LENGTHS = (40, 160)
-_POOL = 256  # chains that are sorted by length
-_RUN = 32  # neighbours among them that stay together: some batches
 
 
 class Chain(NamedTuple):
@@ -101,14 +98,6 @@ class Crops(Items):
         places = max(1, len(chain.coordinates) - self.length + 1)
         first = mixed_seed(self.seed, epoch, index) % places
         return Item(chain.coordinates[first : first + self.length], -1, chain.key)
-
-    def order(self, seed: int, epoch: int) -> Int[Tensor, " count"]:
-        """Every chain once, by chance, but among others of about its length: batches are filled up to the longest."""
-        lengths = [len(chain.coordinates) if isinstance(chain, Chain) else 0 for chain in self.chains]
-        pools = torch.split(shuffled(len(self), seed, epoch), _POOL)
-        by_length = (torch.tensor(sorted(pool.tolist(), key=lengths.__getitem__)) for pool in pools)
-        runs = [run for pool in by_length for run in torch.split(pool, _RUN)]
-        return torch.cat([runs[place] for place in shuffled(len(runs), seed, epoch).tolist()])
 
 
 def _chains_of(path: Path, name: str) -> list[Chain | Skipped]:
