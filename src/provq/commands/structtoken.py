@@ -10,6 +10,7 @@ from typing import Any, final
 from provq.errors import UsageError, UserError, nearest
 from provq.files import row_from_json, to_json, write_whole
 from provq.modalities.protein.benchmark.codebooks import codebook_numbers
+from provq.modalities.protein.benchmark.encoded import EncodedChains
 from provq.modalities.protein.benchmark.labels import (
     B_FACTOR,
     BURIAL,
@@ -19,10 +20,10 @@ from provq.modalities.protein.benchmark.labels import (
     in_parts,
     read_labelled,
 )
-from provq.modalities.protein.benchmark.probe import Labelled, probe
+from provq.modalities.protein.benchmark.probe import probe
 from provq.modalities.protein.benchmark.sensitivity import align_pairs, read_pairs, sensitivity
-from provq.modalities.protein.benchmark.subjects import Subject, subject_of
-from provq.modalities.protein.reading import read_structure, structure_files
+from provq.modalities.protein.benchmark.subjects import subject_of
+from provq.modalities.protein.reading import structure_files
 from provq.tokenizer import Tokenizer
 from provq.training.log import advancing
 
@@ -33,8 +34,9 @@ PROBE_LEARNING_RATES = (1e-2, 1e-3, 1e-4)
 @final
 @dataclass(frozen=True)
 class Benchmark:
-    """What all tasks share: the folder of data, and how heads are trained."""
+    """What all tasks share: chains as the subject encodes them, the folder of data, and how heads are trained."""
 
+    chains: EncodedChains
     data: Path
     probe_steps: int
     learning_rates: tuple[float, ...]
@@ -76,42 +78,38 @@ def structtoken(
     if not Path(data).is_dir():
         raise UserError(f"there is no folder of data at {str(data)!r}")
     measured = subject_of(subject)
-    benchmark = Benchmark(Path(data), probe_steps, tuple(learning_rates))
+    benchmark = Benchmark(EncodedChains(measured), Path(data), probe_steps, tuple(learning_rates))
     results = {}
     for name in tasks or TASKS:
-        place = None if out is None else Path(out) / _key(measured, benchmark) / f"{name}.json"
+        place = None if out is None else Path(out) / _key(benchmark) / f"{name}.json"
         if place is not None and place.is_file():
             results[name] = row_from_json(place.read_text())
             continue
-        results[name] = TASKS[name](measured, benchmark)
+        results[name] = TASKS[name](benchmark)
         if place is not None:
             write_whole(place, to_json(results[name]).encode())
     return results
 
 
-def _pairs(table: str, columns: tuple[str, str, str], subject: Subject, benchmark: Benchmark) -> dict[str, float]:
+def _pairs(table: str, columns: tuple[str, str, str], benchmark: Benchmark) -> dict[str, float]:
     pairs = read_pairs(benchmark.data / table, columns)
-    aligned = align_pairs(subject, pairs, Path(table).stem)
+    aligned = align_pairs(benchmark.chains, pairs, Path(table).stem)
     return {"pairs": float(len(aligned)), **sensitivity(aligned)}
 
 
-def _codebook(subject: Subject, benchmark: Benchmark) -> dict[str, float]:
+def _codebook(benchmark: Benchmark) -> dict[str, float]:
     files = structure_files(benchmark.data / "structures" / "cameo2022")
-    chains = [
-        subject.encode(backbone)
-        for _, path in advancing(files, len(files), "codebook")
-        for backbone in read_structure(path).backbones
+    codes = [
+        chain.codes for _, path in advancing(files, len(files), "codebook") for chain in benchmark.chains.all_of(path)
     ]
-    return codebook_numbers(subject, chains)
+    return codebook_numbers(benchmark.chains.subject, codes)
 
 
-def _labels(task: LabelTask, subject: Subject, benchmark: Benchmark) -> dict[str, float]:
-    parts = in_parts(read_labelled(benchmark.data, task, benchmark.data / "interface.csv"))
-    train, validation, test = (
-        [Labelled(subject.encode(chain.backbone), chain.labels) for chain in part] for part in parts
-    )
+def _labels(task: LabelTask, benchmark: Benchmark) -> dict[str, float]:
+    table = benchmark.data / "interface.csv"
+    train, validation, test = in_parts(read_labelled(benchmark.chains, benchmark.data, task, table))
     numbers = probe(
-        subject.codebook,
+        benchmark.chains.subject.codebook,
         train,
         validation,
         test,
@@ -123,7 +121,7 @@ def _labels(task: LabelTask, subject: Subject, benchmark: Benchmark) -> dict[str
 
 
 _BY_FILES = ("file1", "file2", "tm")
-TASKS: Mapping[str, Callable[[Subject, Benchmark], dict[str, Any]]] = {
+TASKS: Mapping[str, Callable[[Benchmark], dict[str, Any]]] = {
     "apo-holo": partial(_pairs, "sensitivity/apo_holo.csv", _BY_FILES),
     "fold-switch": partial(_pairs, "sensitivity/fold_switch.csv", _BY_FILES),
     "bound-unbound": partial(_pairs, "pairs_db55.csv", ("bound_file", "unbound_file", "tmalign_mean")),
@@ -135,7 +133,8 @@ TASKS: Mapping[str, Callable[[Subject, Benchmark], dict[str, Any]]] = {
 }
 
 
-def _key(subject: Subject, benchmark: Benchmark) -> str:
+def _key(benchmark: Benchmark) -> str:
     """Names the subject and how heads are trained: numbers of anything else are made anew."""
+    subject = benchmark.chains.subject
     told = (subject.identity, benchmark.probe_steps, benchmark.learning_rates, str(benchmark.data))
     return f"{subject.name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"

@@ -6,7 +6,7 @@ The head, its losses and how it is trained are those of StructTokenBench (arXiv 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Literal, NamedTuple, final
 
@@ -176,23 +176,43 @@ def _read(
 
 
 def _chosen_by(head: ProbeHead, chains: Sequence[Labelled], kind: Kind) -> float:
-    return _measured(head, chains, kind)["spearman" if kind == "numbers" else "f1"]
+    read, labels = _together(_read(head, chains))
+    return _spearman(read, labels) if kind == "numbers" else _f1(read, labels, kind)
 
 
 def _measured(head: ProbeHead, chains: Sequence[Labelled], kind: Kind) -> dict[str, float]:
     parts = list(_read(head, chains))
-    read, labels = (torch.cat(both) for both in zip(*parts, strict=True))
-    read = read.double()  # ranks are of logits: as probabilities in single precision some would be equal
+    read, labels = _together(parts)
     if kind == "numbers":
-        return {"spearman": float(spearman_corrcoef(read[:, 0], labels.double()))}
+        return {"spearman": _spearman(read, labels)}
     if kind == "classes":
-        classes = read.shape[1]
-        chosen = read.argmax(1)
-        f1 = multiclass_f1_score(chosen, labels.long(), num_classes=classes, average="macro")
-        return {"f1": float(f1), "accuracy": float((chosen == labels).float().mean())}
+        return {
+            "f1": _f1(read, labels, kind),
+            "accuracy": float((read.argmax(1) == labels).float().mean()),
+        }
     batches = [float(binary_auroc(r[:, 0].double(), y.long())) for r, y in parts if 0 < y.sum() < len(y)]
     return {
         "auroc": float(binary_auroc(read[:, 0], labels.long())),
         "auroc_batch": sum(batches) / len(batches) if batches else math.nan,
-        "f1": float(binary_f1_score((read[:, 0] > 0).long(), labels.long())),
+        "f1": _f1(read, labels, kind),
     }
+
+
+def _together(
+    parts: Iterable[tuple[Float[Tensor, "_ outputs"], Float[Tensor, " _"]]],
+) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, " n"]]:
+    """All batches as one, in double precision: ranks are of logits, and as probabilities some would be equal."""
+    read, labels = (torch.cat(both).double() for both in zip(*parts, strict=True))
+    return read, labels
+
+
+def _spearman(read: Float[Tensor, "n 1"], labels: Float[Tensor, " n"]) -> float:
+    return float(spearman_corrcoef(read[:, 0], labels))
+
+
+def _f1(read: Float[Tensor, "n outputs"], labels: Float[Tensor, " n"], kind: Kind) -> float:
+    """Of the positive class, or where there are several the mean over classes."""
+    if kind == "binary":
+        return float(binary_f1_score((read[:, 0] > 0).long(), labels.long()))
+    f1 = multiclass_f1_score(read.argmax(1), labels.long(), num_classes=read.shape[1], average="macro")
+    return float(f1)
