@@ -20,15 +20,18 @@ from provq.modalities.protein.benchmark.labels import (
     in_parts,
     read_labelled,
 )
+from provq.modalities.protein.benchmark.local_geometry import LocalKMeans
 from provq.modalities.protein.benchmark.probe import probe
 from provq.modalities.protein.benchmark.sensitivity import align_pairs, read_pairs, sensitivity
-from provq.modalities.protein.benchmark.subjects import subject_of
+from provq.modalities.protein.benchmark.subjects import ALPHABETS, Latents, Subject, TokenizerSubject
 from provq.modalities.protein.reading import structure_files
 from provq.tokenizer import Tokenizer
 from provq.training.log import advancing
 
 PROBE_STEPS = 1000
 PROBE_LEARNING_RATES = (1e-2, 1e-3, 1e-4)
+
+BASELINES = (*ALPHABETS, LocalKMeans.name)
 
 
 @final
@@ -40,34 +43,39 @@ class Benchmark:
     data: Path
     probe_steps: int
     learning_rates: tuple[float, ...]
+    seed: int
 
 
 def structtoken(
-    subject: str | Path | Tokenizer,
+    subject: str | Path | Tokenizer | Subject,
     data: str | Path,
     *,
+    continuous: bool = False,
     tasks: Sequence[str] = (),
     out: str | Path | None = None,
     probe_steps: int = PROBE_STEPS,
     learning_rates: Sequence[float] = PROBE_LEARNING_RATES,
-) -> dict[str, dict[str, float]]:
-    """Measure a tokenizer, or a structural alphabet, on the tasks of StructTokenBench that the data allow.
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Measure a tokenizer, or a baseline, on the tasks of StructTokenBench that the data allow.
 
     Args:
-        subject: A tokenizer, a saved one, the folder of a run, or "3di" or "protein-blocks".
+        subject: A tokenizer, a saved one, the folder of a run, or a baseline: "3di", "protein-blocks" or "k-means".
         data: The folder of data: `sensitivity/apo_holo.csv` and `fold_switch.csv` (file1, file2, tm), `pairs_db55.csv`
             (bound_file, unbound_file, tmalign_mean), `splits.csv` (file, cluster), `interface.csv` (file, resid), and
-            the structures that these name.
-        tasks: Some of `TASKS`; all by default.
+            the structures that these name; `structures/train`, where the centres of k-means are found.
+        continuous: Whether the tokenizer's latents are measured in the place of its codes; `codebook` does not apply.
+        tasks: Some of `TASKS`; all that apply by default.
         out: Where the numbers of each task are kept, so that a benchmark that was stopped goes on; left out, nowhere.
         probe_steps: Steps of each training of a head; the published number is 10,000.
         learning_rates: Those that are tried for each head.
+        seed: Of weights and order of heads.
 
     Returns:
         The numbers of each task by its name.
 
     Raises:
-        UsageError: A task is unknown, or a number is out of bounds.
+        UsageError: A task is unknown or does not apply, or a number is out of bounds.
         UserError: The tokenizer or the data cannot be read.
     """
     for name in tasks:
@@ -77,10 +85,10 @@ def structtoken(
         raise UsageError(f"probe_steps and learning_rates must be positive, got {probe_steps} and {learning_rates}")
     if not Path(data).is_dir():
         raise UserError(f"there is no folder of data at {str(data)!r}")
-    measured = subject_of(subject)
-    benchmark = Benchmark(EncodedChains(measured), Path(data), probe_steps, tuple(learning_rates))
+    measured = _subject_of(subject, Path(data), None if out is None else Path(out), continuous)
+    benchmark = Benchmark(EncodedChains(measured), Path(data), probe_steps, tuple(learning_rates), seed)
     results = {}
-    for name in tasks or TASKS:
+    for name in tasks or [task for task in TASKS if task != "codebook" or measured.codebook is not None]:
         place = None if out is None else Path(out) / _key(benchmark) / f"{name}.json"
         if place is not None and place.is_file():
             results[name] = row_from_json(place.read_text())
@@ -91,6 +99,20 @@ def structtoken(
     return results
 
 
+def _subject_of(subject: str | Path | Tokenizer | Subject, data: Path, out: Path | None, continuous: bool) -> Subject:
+    """What a name, or an object, stands for."""
+    is_ours = isinstance(subject, Path | Tokenizer) or (isinstance(subject, str) and subject not in BASELINES)
+    if continuous and not is_ours:
+        raise UsageError(f"continuous features are those of a tokenizer; {subject!r} has none")
+    if isinstance(subject, Subject):
+        return subject
+    if subject == LocalKMeans.name:
+        return LocalKMeans(data / "structures" / "train", out)
+    if isinstance(subject, str) and subject in ALPHABETS:
+        return ALPHABETS[subject]()
+    return Latents(subject) if continuous else TokenizerSubject(subject)
+
+
 def _pairs(table: str, columns: tuple[str, str, str], benchmark: Benchmark) -> dict[str, float]:
     pairs = read_pairs(benchmark.data / table, columns)
     aligned = align_pairs(benchmark.chains, pairs, Path(table).stem)
@@ -98,11 +120,14 @@ def _pairs(table: str, columns: tuple[str, str, str], benchmark: Benchmark) -> d
 
 
 def _codebook(benchmark: Benchmark) -> dict[str, float]:
+    codebook = benchmark.chains.subject.codebook
+    if codebook is None:
+        raise UsageError(f"codebook: it does not apply to {benchmark.chains.subject.name}, which has no codes")
     files = structure_files(benchmark.data / "structures" / "cameo2022")
     codes = [
-        chain.codes for _, path in advancing(files, len(files), "codebook") for chain in benchmark.chains.all_of(path)
+        chain.tokens for _, path in advancing(files, len(files), "codebook") for chain in benchmark.chains.all_of(path)
     ]
-    return codebook_numbers(benchmark.chains.subject, codes)
+    return codebook_numbers(codebook, codes)
 
 
 def _labels(task: LabelTask, benchmark: Benchmark) -> dict[str, float]:
@@ -116,6 +141,7 @@ def _labels(task: LabelTask, benchmark: Benchmark) -> dict[str, float]:
         task.kind,
         steps=benchmark.probe_steps,
         learning_rates=benchmark.learning_rates,
+        seed=benchmark.seed,
     )
     return {"chains": float(len(test)), **numbers}
 
@@ -136,5 +162,5 @@ TASKS: Mapping[str, Callable[[Benchmark], dict[str, Any]]] = {
 def _key(benchmark: Benchmark) -> str:
     """Names the subject and how heads are trained: numbers of anything else are made anew."""
     subject = benchmark.chains.subject
-    told = (subject.identity, benchmark.probe_steps, benchmark.learning_rates, str(benchmark.data))
+    told = (subject.identity, benchmark.probe_steps, benchmark.learning_rates, benchmark.seed, str(benchmark.data))
     return f"{subject.name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"

@@ -20,9 +20,17 @@ from provq.modalities.protein.benchmark.alignment import global_alignment_score
 from provq.modalities.protein.benchmark.codebooks import codebook_numbers
 from provq.modalities.protein.benchmark.encoded import EncodedChains
 from provq.modalities.protein.benchmark.labels import BURIAL, INTERFACE, GroupedChain, in_parts
-from provq.modalities.protein.benchmark.probe import Labelled, ProbeHead, _measured, probe
+from provq.modalities.protein.benchmark.local_geometry import LocalKMeans, descriptors
+from provq.modalities.protein.benchmark.probe import Fitted, Labelled, ProbeHead, classes_of, fit, measured, probe
 from provq.modalities.protein.benchmark.sensitivity import Aligned, align_pairs, read_pairs, sensitivity
-from provq.modalities.protein.benchmark.subjects import ALPHABETS, Subject, ThreeDi, subject_of
+from provq.modalities.protein.benchmark.subjects import (
+    ALPHABETS,
+    Latents,
+    Subject,
+    ThreeDi,
+    TokenizerSubject,
+    vectors_of,
+)
 from provq.modalities.protein.synthetic import synthetic_backbone
 
 
@@ -161,7 +169,7 @@ def test_numbers_of_a_codebook_in_closed_form():
     subject = Places(4)
     subject.codebook = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0], [1.0, 1.0]])
     chains = [torch.tensor([0, 0, 1, -1]), torch.tensor([2, 2])]
-    found = codebook_numbers(subject, chains)
+    found = codebook_numbers(subject.codebook, chains)
     root = 1 / math.sqrt(2)
     assert found["cosine"] == pytest.approx((0 - 1 + root + 0 + root - root) / 6)
     # Pairs of the codes 0, 1, 2, used 2, 1 and 2 times of 5: only 0 and 2 are not at right angles.
@@ -217,20 +225,56 @@ def test_the_best_of_the_learning_rates_is_taken():
 
 def test_measures_are_those_of_scikit_learn_and_residues_without_code_or_label_do_not_count():
     torch.manual_seed(0)
-    head = ProbeHead(torch.randn(6, 3), 1).eval()
+    codebook, head = torch.randn(6, 3), ProbeHead(3, 1).eval()
     chains = chains_of(lambda codes, draw: torch.randint(2, codes.shape, generator=draw).float(), 12)
-    found = _measured(head, chains, "binary")
+    found = measured(Fitted(head, 1.0), codebook, chains, "binary")
     with torch.no_grad():
         # Eight at a time, as there: another size of batches rounds otherwise, and makes ranks of what was a tie.
         padded = [
-            torch.nn.utils.rnn.pad_sequence([c.codes for c in part], True, -1) for part in (chains[:8], chains[8:])
+            torch.nn.utils.rnn.pad_sequence([c.tokens for c in part], True, -1) for part in (chains[:8], chains[8:])
         ]
-        read = torch.cat([head(codes)[codes >= 0][:, 0] for codes in padded]).numpy()
+        read = torch.cat([head(codebook[codes], codes >= 0)[codes >= 0][:, 0] for codes in padded]).numpy()
     labels = torch.cat([chain.labels for chain in chains]).numpy()
     assert found["auroc"] == pytest.approx(roc_auc_score(labels, read), abs=1e-6)
     assert found["f1"] == pytest.approx(f1_score(labels, read > 0), abs=1e-6)
     nothing = Labelled(torch.tensor([-1, 0, 1]), torch.tensor([1.0, math.nan, math.nan]))
-    assert _measured(head, [*chains, nothing], "binary")["auroc"] == found["auroc"]
+    assert measured(Fitted(head, 1.0), codebook, [*chains, nothing], "binary")["auroc"] == found["auroc"]
+    diverged = measured(Fitted(head, math.nan), codebook, chains, "binary")
+    assert set(diverged) == set(found) and all(math.isnan(number) for number in diverged.values())
+
+
+def test_vectors_are_read_as_their_codes_are():
+    labels_of = lambda codes, draw: (codes % 2).float()  # noqa: E731
+    codebook = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    parts = [chains_of(labels_of, number, seed) for seed, number in enumerate((12, 6, 9))]
+    parts[0].append(Labelled(torch.tensor([-1, 2]), torch.tensor([1.0, 0.0])))
+    spelled = [[Labelled(vectors_of(codebook, codes), labels) for codes, labels in part] for part in parts]
+    assert spelled[0][-1].tokens[0].isnan().all()
+    options = {"steps": 20, "learning_rates": (1e-2,)}
+    assert probe(codebook, *parts, "binary", **options) == probe(None, *spelled, "binary", **options)
+
+
+def test_the_label_of_a_chain_is_read_from_the_mean_over_its_residues():
+    """Whether more of its residues have the code 1 than the code 0, and the place of none says so."""
+    draw = torch.Generator().manual_seed(0)
+
+    def drawn(number):
+        lengths = torch.randint(20, 40, (number,), generator=draw).tolist()
+        shares = torch.tensor([0.2, 0.8]).repeat(number // 2)
+        codes = [
+            (torch.rand(length, generator=draw) < share).long() for length, share in zip(lengths, shares, strict=True)
+        ]
+        return [Labelled(each, (each.double().mean() > 0.5).float()[None]) for each in codes]
+
+    train, validation, test = drawn(60), drawn(20), drawn(40)
+    fitted = fit(
+        torch.eye(2), train, validation, "classes", classes_of(train), of_chains=True, batch=16, steps=200,
+        learning_rates=(1e-2,),
+    )  # fmt: skip
+    assert measured(fitted, torch.eye(2), test, "classes")["accuracy"] > 0.95
+    # What is not there moves no mean.
+    filled = [Labelled(torch.cat((codes, torch.full((50,), -1))), labels) for codes, labels in test]
+    assert measured(fitted, torch.eye(2), filled, "classes") == measured(fitted, torch.eye(2), test, "classes")
 
 
 def test_groups_stay_together_and_parts_have_their_share():
@@ -239,7 +283,7 @@ def test_groups_stay_together_and_parts_have_their_share():
         for number in range(600)
     ]
     parts = in_parts(chains)
-    groups = [{int(chain.codes) for chain in part} for part in parts]
+    groups = [{int(chain.tokens) for chain in part} for part in parts]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
     assert [len(part) / 600 for part in parts] == pytest.approx([0.7, 0.1, 0.2], abs=0.08)
 
@@ -311,7 +355,7 @@ def test_a_tokenizer_is_measured_and_what_is_done_is_not_done_again(small_data, 
     found = provq.structtoken(tmp_path / "run", small_data, **options)
     assert list(found) == ["apo-holo", "codebook"] and found["apo-holo"]["pairs"] == 5
     assert found["codebook"]["codes"] == 512 and found["codebook"]["residues"] == sum(range(40, 46))
-    subject = subject_of(tokenizer)
+    subject = TokenizerSubject(tokenizer)
     backbone = synthetic_backbone(40, 0)
     codes = subject.encode(backbone)
     assert codes.equal(tokenizer.encode(backbone.coordinates[None])[0])
@@ -324,6 +368,91 @@ def test_a_tokenizer_is_measured_and_what_is_done_is_not_done_again(small_data, 
     assert provq.structtoken(tmp_path / "run", small_data, **options) == found
     with pytest.raises(AssertionError, match="done already"):
         provq.structtoken(tmp_path / "run", small_data, tasks=["apo-holo"], out=tmp_path / "kept", probe_steps=7)
+
+
+def test_latents_are_what_the_quantizer_is_given(small_data, tmp_path):
+    short = {"extends": "protein/tiny", "training": {"steps": 2, "hand_overs": 1, "probe_every": 0}}
+    tokenizer = provq.train(short, out=tmp_path / "run")
+    backbone = synthetic_backbone(40, 0)
+    backbone.coordinates[3, 0] = math.nan
+    latents = Latents(tokenizer).encode(backbone)
+    assert latents.shape == (40, 16) and latents[3].isnan().all() and latents.isfinite().sum() == 39 * 16
+    found = tokenizer.quantizer.nearest(latents[None]).indices[0]
+    assert found.equal(TokenizerSubject(tokenizer).encode(backbone))
+    (numbers,) = provq.structtoken(tokenizer, small_data, continuous=True, tasks=["apo-holo"]).values()
+    # By hand: the cosines of two chains, position by position.
+    first, second = (
+        torch.nn.functional.normalize(Latents(tokenizer).encode(read_structure(path).backbones[0]).double(), dim=1)
+        for path in (small_data / "sensitivity" / "0.pdb", small_data / "sensitivity" / "1.pdb")
+    )
+    by_hand = by_recursion((100 * first @ second.T).half().numpy().astype(int), -10)
+    pairs = read_pairs(small_data / "sensitivity" / "apo_holo.csv")
+    assert align_pairs(EncodedChains(Latents(tokenizer)), pairs[:1], "")[0].score == by_hand
+    assert numbers["pairs"] == 5
+    with pytest.raises(UsageError, match="codebook: it does not apply to .*-continuous, which has no codes"):
+        provq.structtoken(tokenizer, small_data, continuous=True, tasks=["codebook"])
+    with pytest.raises(UsageError, match="'3di' has none"):
+        provq.structtoken("3di", small_data, continuous=True)
+
+
+def test_what_a_residue_sees_stays_when_the_chain_is_moved_and_not_when_it_is_mirrored():
+    coordinates = synthetic_backbone(60, 1).coordinates.double()
+    coordinates[20, 1] = math.nan
+    seen = descriptors(coordinates)
+    assert seen.shape == (60, 30) and seen[20].isnan().all() and seen.isfinite().sum() == 59 * 30
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double())[0]
+    turn *= turn.det()
+    moved = descriptors(coordinates @ turn.T + torch.tensor([30.0, -20.0, 5.0]))
+    assert torch.allclose(moved, seen, atol=1e-6, equal_nan=True)
+    assert not torch.allclose(descriptors(coordinates * torch.tensor([1.0, 1.0, -1.0])), seen, atol=0.1, equal_nan=True)
+
+
+def test_what_a_residue_sees_by_hand():
+    coordinates = synthetic_backbone(40, 2).coordinates.double()
+    coordinates[10] = math.nan
+    seen = descriptors(coordinates).reshape(40, 10, 3)
+    n, ca, c = coordinates[12, :3]
+    x = (ca - c) / (ca - c).norm()
+    y = (n - ca) - ((n - ca) @ x) * x
+    axes = torch.stack((x, y / y.norm(), torch.linalg.cross(x, y / y.norm())))
+    traces = coordinates[:, 1]
+    distances = {
+        place: float((traces[place] - ca).norm()) for place in range(40) if abs(place - 12) > 4 and place != 10
+    }
+    nearest = sorted(distances, key=distances.__getitem__)[:2]
+    for row, place in enumerate((8, 9, 10, 11, 13, 14, 15, 16, *nearest)):
+        expected = axes @ (traces[place] - ca)
+        expected *= min(1.0, 20 / float(expected.norm()))
+        assert torch.allclose(seen[12, row], torch.zeros(3).double() if place == 10 else expected, atol=1e-5)
+    assert seen[0, :4].abs().max() == 0  # nothing lies before the first
+
+
+def test_centres_of_k_means_are_kept_and_found_again(tmp_path):
+    for number in range(8):
+        write_structure(tmp_path / "structures" / f"{number}.pdb", [synthetic_backbone(90, number)])
+    made = LocalKMeans(tmp_path / "structures", tmp_path / "kept")
+    (kept,) = (tmp_path / "kept").iterdir()
+    backbone = synthetic_backbone(50, 99)
+    backbone.coordinates[4, 2] = math.nan
+    codes = made.encode(backbone)
+    assert made.codebook.shape == (512, 30) and codes[4] == -1 and (codes >= 0).sum() == 49
+    seen = torch.cat([descriptors(synthetic_backbone(90, number).coordinates) for number in range(8)]).double()
+    scaled = (descriptors(backbone.coordinates).double() - seen.mean(0)) / seen.std(0)
+    distances = torch.cdist(scaled, made.codebook.double())
+    there = codes >= 0
+    assert (distances[there].gather(1, codes[there][:, None])[:, 0] - distances[there].min(1).values).max() < 2e-2
+    written = kept.stat().st_mtime_ns
+    again = LocalKMeans(tmp_path / "structures", tmp_path / "kept")
+    assert (again.identity, kept.stat().st_mtime_ns) == (made.identity, written)
+    assert again.encode(backbone).equal(codes)
+    kept.write_bytes(kept.read_bytes()[:99])
+    with pytest.raises(UserError, match="is damaged: .*; remove it"):
+        LocalKMeans(tmp_path / "structures", tmp_path / "kept")
+    (tmp_path / "structures" / "7.pdb").unlink()
+    with pytest.raises(UserError, match="vectors=450"):
+        for number in range(5, 7):
+            (tmp_path / "structures" / f"{number}.pdb").unlink()
+        LocalKMeans(tmp_path / "structures", tmp_path / "kept")
 
 
 def test_wrong_requests_are_told(small_data, tmp_path):

@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from provq.evaluation.diagnostics import mean_of, perplexity
-from provq.modalities.protein.benchmark.subjects import Subject
 
 
-def codebook_numbers(subject: Subject, chains: Sequence[Int[Tensor, " _"]]) -> dict[str, float]:
+def codebook_numbers(codebook: Float[Tensor, "codes dim"], chains: Sequence[Int[Tensor, " _"]]) -> dict[str, float]:
     """What the codes of some chains say of a codebook of K codes.
 
     Args:
-        subject: Whose codebook it is.
+        codebook: The vectors of codes.
         chains: The codes of each chain; -1 stands for a residue without one.
 
     Returns:
@@ -24,10 +23,10 @@ def codebook_numbers(subject: Subject, chains: Sequence[Int[Tensor, " _"]]) -> d
         published, means over chains of the numbers of each: `utilisation_chain`, `perplexity_share_chain` (perplexity
         over K). No chain can use more codes than it has residues, so that these say as much of its length.
     """
-    codes = len(subject.codebook)
+    codes = len(codebook)
     counts = torch.stack([torch.bincount(chain[chain >= 0], minlength=codes) for chain in chains]).double()
     total = counts.sum(0)
-    vectors = normalize(subject.codebook.double(), dim=1)
+    vectors = normalize(codebook.double(), dim=1)
     cosines = (vectors @ vectors.T).fill_diagonal_(0)
     shares = total / total.sum().clamp_min(1)
     weights = torch.outer(shares, shares).fill_diagonal_(0)

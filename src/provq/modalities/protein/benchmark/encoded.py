@@ -3,20 +3,17 @@
 from pathlib import Path
 from typing import NamedTuple, final
 
-from jaxtyping import Int
-from torch import Tensor
-
 from provq.errors import UserError
-from provq.modalities.protein.benchmark.subjects import Subject
+from provq.modalities.protein.benchmark.subjects import Subject, Tokens
 from provq.modalities.protein.reading import read_structure
 from provq.modalities.protein.structure import Backbone
 
 
 class Encoded(NamedTuple):
-    """A chain, and the code of each residue, -1 where it has none."""
+    """A chain, and the token of each residue: a code, -1 where it has none, or a vector, NaN where it has none."""
 
     backbone: Backbone
-    codes: Int[Tensor, " length"]
+    tokens: Tokens
 
 
 @final
@@ -43,14 +40,19 @@ class EncodedChains:
         return self._files[path]
 
     def one_of(self, path: Path) -> Encoded:
-        """The chain of a file that holds one.
+        """The chain of a file that holds one; of one that holds several, the one that its name ends in: 1ABC_B.pdb.
 
         Raises:
-            UserError: The file cannot be read, or holds several chains.
+            UserError: The file cannot be read, or it is not clear which of its chains is meant.
         """
         chains = self.all_of(path)
-        if len(chains) != 1:
+        if len(chains) == 1:
+            return chains[0]
+        named = path.name.partition(".")[0].rpartition("_")[2]
+        found = [chain for chain in chains if chain.backbone.chain == named]
+        if len(found) != 1:
             raise UserError(
-                f"{path}: it holds {len(chains)} chains, and one is wanted; write it into a file of its own"
+                f"{path}: it holds {len(chains)} chains, and one is wanted; write it into a file of its own, "
+                "or let the name of the file end in _ and that of the chain"
             )
-        return chains[0]
+        return found[0]

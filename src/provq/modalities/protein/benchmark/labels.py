@@ -58,10 +58,10 @@ def read_labelled(chains: EncodedChains, root: Path, task: LabelTask, table: Pat
         name = row["file"]
         if name not in groups:
             raise UserError(f"{table}: {name!r} is no file of {root / 'splits.csv'}")
-        backbone, codes = chains.one_of(file_below(root, name, str(table)))
+        backbone, tokens = chains.one_of(file_below(root, name, str(table)))
         labels = task.of_chain(backbone, row)
         if not labels.isnan().all():
-            found.append(GroupedChain(Labelled(codes, labels), groups[name]))
+            found.append(GroupedChain(Labelled(tokens, labels), groups[name]))
     return found
 
 

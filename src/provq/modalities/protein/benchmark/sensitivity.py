@@ -1,6 +1,6 @@
 """Sensitivity: do codes of two conformations differ as much as the conformations do?
 
-pairs of chains --encode--> two strings of codes --align--> score         score against TM-score --> correlation
+pairs of chains --encode--> two strings of tokens --align--> score         score against TM-score --> correlation
 """
 
 import math
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +17,7 @@ from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrco
 from provq.errors import UserError
 from provq.modalities.protein.benchmark.alignment import global_alignment_score
 from provq.modalities.protein.benchmark.encoded import EncodedChains
+from provq.modalities.protein.benchmark.subjects import vectors_of
 from provq.modalities.protein.benchmark.tables import file_below, rows_of
 from provq.training.log import advancing
 
@@ -68,23 +68,22 @@ def read_pairs(path: Path, columns: tuple[str, str, str] = ("file1", "file2", "t
 
 
 def align_pairs(chains: EncodedChains, pairs: Sequence[ChainPair], title: str) -> list[Aligned]:
-    """Align the codes of each pair; pairs with a chain of more than 600 residues are left out.
+    """Align the tokens of each pair; pairs with a chain of more than 600 residues are left out.
 
-    Similarity of two codes is the cosine of their vectors times 100, a whole number rounded towards 0 from half
-    precision, as the benchmark has it.
+    Similarity of two residues is the cosine of the vectors of their codes, or of their own, times 100, a whole number
+    rounded towards 0 from half precision, as the benchmark has it.
 
     Raises:
         UserError: A file cannot be read, or holds several chains.
     """
-    vectors = normalize(chains.subject.codebook.double(), dim=1)
-    similarity = (100 * vectors @ vectors.T).half().int().numpy()
     aligned = []
     for pair in advancing(pairs, len(pairs), title):
-        first, second = (chains.one_of(path).codes.numpy() for path in pair[:2])
+        first, second = (chains.one_of(path).tokens for path in pair[:2])
         if max(len(first), len(second)) > LONGEST:
             continue
-        of_pair = similarity[np.ix_(first[first >= 0], second[second >= 0])]
-        aligned.append(Aligned(pair.tm, global_alignment_score(of_pair, GAP), (len(first), len(second))))
+        one, other = (_directions(vectors_of(chains.subject.codebook, tokens)) for tokens in (first, second))
+        similarity = (100 * one @ other.T).half().int().numpy()
+        aligned.append(Aligned(pair.tm, global_alignment_score(similarity, GAP), (len(first), len(second))))
     return aligned
 
 
@@ -105,6 +104,10 @@ def sensitivity(aligned: Sequence[Aligned]) -> dict[str, float]:
         for column, values in columns.items()
         for name, correlation in _correlations(values, tms).items()
     }
+
+
+def _directions(vectors: Float[Tensor, "length dim"]) -> Float[Tensor, "present dim"]:
+    return normalize(vectors[vectors.isfinite().all(1)].double(), dim=1)
 
 
 def _correlations(values: Float[Tensor, " n"], others: Float[Tensor, " n"]) -> dict[str, float]:
