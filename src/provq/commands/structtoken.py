@@ -23,7 +23,14 @@ from provq.modalities.protein.benchmark.labels import (
 from provq.modalities.protein.benchmark.local_geometry import LocalKMeans
 from provq.modalities.protein.benchmark.probe import probe
 from provq.modalities.protein.benchmark.sensitivity import align_pairs, read_pairs, sensitivity
-from provq.modalities.protein.benchmark.subjects import ALPHABETS, Latents, Subject, TokenizerSubject
+from provq.modalities.protein.benchmark.subjects import (
+    ALPHABETS,
+    ForeignSubject,
+    ForeignTokenizer,
+    Latents,
+    Subject,
+    TokenizerSubject,
+)
 from provq.modalities.protein.reading import structure_files
 from provq.tokenizer import Tokenizer
 from provq.training.log import advancing
@@ -47,7 +54,7 @@ class Benchmark:
 
 
 def structtoken(
-    subject: str | Path | Tokenizer | Subject,
+    subject: str | Path | Tokenizer | Subject | ForeignTokenizer,
     data: str | Path,
     *,
     continuous: bool = False,
@@ -60,7 +67,8 @@ def structtoken(
     """Measure a tokenizer, or a baseline, on the tasks of StructTokenBench that the data allow.
 
     Args:
-        subject: A tokenizer, a saved one, the folder of a run, or a baseline: "3di", "protein-blocks" or "k-means".
+        subject: A tokenizer, a saved one, the folder of a run, a baseline ("3di", "protein-blocks" or "k-means"), or
+            whatever has `encode(backbone)` and `codebook`; see `ForeignTokenizer`.
         data: The folder of data: `sensitivity/apo_holo.csv` and `fold_switch.csv` (file1, file2, tm), `pairs_db55.csv`
             (bound_file, unbound_file, tmalign_mean), `splits.csv` (file, cluster), `interface.csv` (file, resid), and
             the structures that these name; `structures/train`, where the centres of k-means are found.
@@ -99,18 +107,26 @@ def structtoken(
     return results
 
 
-def _subject_of(subject: str | Path | Tokenizer | Subject, data: Path, out: Path | None, continuous: bool) -> Subject:
+def _subject_of(
+    subject: str | Path | Tokenizer | Subject | ForeignTokenizer, data: Path, out: Path | None, continuous: bool
+) -> Subject:
     """What a name, or an object, stands for."""
     is_ours = isinstance(subject, Path | Tokenizer) or (isinstance(subject, str) and subject not in BASELINES)
     if continuous and not is_ours:
         raise UsageError(f"continuous features are those of a tokenizer; {subject!r} has none")
     if isinstance(subject, Subject):
         return subject
-    if subject == LocalKMeans.name:
-        return LocalKMeans(data / "structures" / "train", out)
-    if isinstance(subject, str) and subject in ALPHABETS:
-        return ALPHABETS[subject]()
-    return Latents(subject) if continuous else TokenizerSubject(subject)
+    if isinstance(subject, str | Path | Tokenizer):
+        if subject == LocalKMeans.name:
+            return LocalKMeans(data / "structures" / "train", out)
+        if isinstance(subject, str) and subject in ALPHABETS:
+            return ALPHABETS[subject]()
+        return Latents(subject) if continuous else TokenizerSubject(subject)
+    if not isinstance(subject, ForeignTokenizer):
+        raise UsageError(
+            f"expected a tokenizer or what has encode(backbone) and codebook, got {type(subject).__name__}"
+        )
+    return ForeignSubject(subject)
 
 
 def _pairs(table: str, columns: tuple[str, str, str], benchmark: Benchmark) -> dict[str, float]:

@@ -455,6 +455,52 @@ def test_centres_of_k_means_are_kept_and_found_again(tmp_path):
         LocalKMeans(tmp_path / "structures", tmp_path / "kept")
 
 
+class Elsewhere:
+    """Somebody else's tokenizer, in plain Python."""
+
+    codebook = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0))
+
+    def encode(self, backbone):
+        return [number % 3 if number else -1 for number in range(len(backbone))]
+
+
+def test_a_tokenizer_from_elsewhere_is_measured(small_data, tmp_path):
+    found = provq.structtoken(Elsewhere(), small_data, tasks=["codebook"], out=tmp_path / "kept")["codebook"]
+    assert (found["codes"], found["residues"]) == (3, sum(range(40, 46)) - 6)
+    assert found["cosine"] == pytest.approx((0 - 1 + 0) / 3)
+
+    class Changed(Elsewhere):
+        def encode(self, backbone):
+            return np.zeros(len(backbone), dtype=np.int32)
+
+    Changed.__name__ = "Elsewhere"
+    again = provq.structtoken(Changed(), small_data, tasks=["codebook"], out=tmp_path / "kept")["codebook"]
+    assert again["perplexity"] == pytest.approx(1.0) and found["perplexity"] > 2.9
+
+
+@pytest.mark.parametrize(
+    ("codebook", "codes", "match"),
+    [
+        (((1.0, 0.0), (0.0, 1.0)), lambda length: [2] * length, r"from 0 to 1, or -1, got 2 to 2"),
+        (((1.0, 0.0), (0.0, 1.0)), lambda length: [-2] * length, r"from 0 to 1, or -1, got -2 to -2"),
+        (((1.0, 0.0), (0.0, 1.0)), lambda length: [0] * (length + 1), r"each of 64 residues, got .* of shape \(65,\)"),
+        (((1.0, 0.0), (0.0, 1.0)), lambda length: [0.5] * length, "expected a whole number"),
+        ((1.0, 0.0), lambda length: [0] * length, r"expected finite numbers, a row a code, got shape \(2,\)"),
+        (((1.0, math.nan),), lambda length: [0] * length, "expected finite numbers"),
+    ],
+)
+def test_what_is_wrong_with_a_tokenizer_from_elsewhere_is_told(small_data, codebook, codes, match):
+    class Wrong:
+        def encode(self, backbone):
+            return codes(len(backbone))
+
+    Wrong.codebook = codebook
+    with pytest.raises(UserError, match=match):
+        provq.structtoken(Wrong(), small_data)
+    with pytest.raises(UsageError, match="got int"):
+        provq.structtoken(3, small_data)
+
+
 def test_wrong_requests_are_told(small_data, tmp_path):
     with pytest.raises(UsageError, match="unknown task 'apoholo'; .*apo-holo"):
         provq.structtoken("3di", small_data, tasks=["apoholo"])

@@ -6,9 +6,10 @@ at these. Two structural alphabets stand beside what is trained: 3Di and Protein
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from torch.nn.functional import embedding
 
 from provq.errors import UserError
 from provq.modalities.protein.structure import ATOMS, Backbone
+from provq.modalities.protein.synthetic import synthetic_backbone
 from provq.ops.modes import evaluating
 from provq.tokenizer import Tokenizer, opened
 
@@ -50,6 +52,20 @@ class Subject(ABC):
     @abstractmethod
     def encode(self, backbone: Backbone) -> Tokens:
         """The code of each residue, -1 where it has none; or its vector, NaN where it has none."""
+
+
+@runtime_checkable
+class ForeignTokenizer(Protocol):
+    """What somebody else's tokenizer needs to be measured.
+
+    Attributes:
+        codebook: The vectors that codes stand for, (codes, dim), as a tensor, an array or lists.
+    """
+
+    codebook: Any
+
+    def encode(self, backbone: Backbone) -> Any:
+        """The code of each residue, -1 where it has none, as a tensor, an array or a list of whole numbers."""
 
 
 def vectors_of(codebook: Float[Tensor, "codes dim"] | None, tokens: Tokens) -> Float[Tensor, "*batch dim"]:
@@ -93,6 +109,47 @@ class TokenizerSubject(Subject):
         device = self._tokenizer.quantizer.hardness.device
         with evaluating(self._tokenizer):
             return self._tokenizer.encode(backbone.coordinates[None].to(device))[0].cpu()
+
+
+@final
+class ForeignSubject(Subject):
+    """Somebody else's tokenizer: called by the name of its class, known by its codebook and its codes of a test chain.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Raises:
+        UserError: Its codebook is no matrix of finite numbers, or it does not give each residue one of its codes.
+    """
+
+    codebook: Float[Tensor, "codes dim"]
+
+    def __init__(self, tokenizer: ForeignTokenizer) -> None:
+        self.name = type(tokenizer).__name__
+        self._tokenizer = tokenizer
+        self.codebook = torch.as_tensor(tokenizer.codebook).detach().float().cpu()
+        if self.codebook.ndim != 2 or not self.codebook.numel() or not self.codebook.isfinite().all():
+            raise UserError(
+                f"{self.name}.codebook: expected finite numbers, a row a code, got shape {tuple(self.codebook.shape)}"
+            )
+        codes = self.encode(synthetic_backbone(length=64, seed=0))
+        told = self.codebook.numpy().tobytes() + codes.numpy().tobytes()
+        self.identity = f"{self.name}-{hashlib.sha256(told).hexdigest()[:12]}"
+
+    def encode(self, backbone: Backbone) -> Int[Tensor, " length"]:
+        """The code of each residue, -1 where it has none."""
+        codes = torch.as_tensor(self._tokenizer.encode(backbone)).detach().cpu()
+        if codes.shape != (len(backbone),) or codes.is_floating_point():
+            raise UserError(
+                f"{self.name}.encode: expected a whole number for each of {len(backbone)} residues, got "
+                f"{codes.dtype} of shape {tuple(codes.shape)}; -1 is for a residue without a code"
+            )
+        if len(codes) and not -1 <= int(codes.min()) <= int(codes.max()) < len(self.codebook):
+            raise UserError(
+                f"{self.name}.encode: codes are from 0 to {len(self.codebook) - 1}, or -1, got {int(codes.min())} to "
+                f"{int(codes.max())}"
+            )
+        return codes.long()
 
 
 @final
