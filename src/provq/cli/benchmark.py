@@ -94,7 +94,11 @@ def structtoken(
         str,
         typer.Argument(metavar="CKPT", help="A run's folder, a saved tokenizer, or 3di, protein-blocks or k-means."),
     ],
-    data: Annotated[Path, typer.Option(help="The folder of structures, pairs and labels.")],
+    data: Annotated[Path | None, typer.Option(help="The folder of structures, pairs and labels at hand.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="The folder of the published label files (JSON lines); needs --structures.")
+    ] = None,
+    structures: Annotated[Path | None, typer.Option(help="The folder of the structures that label files name.")] = None,
     continuous: Annotated[
         bool, typer.Option("--continuous", help="Measure the tokenizer's latents in the place of its codes.")
     ] = False,
@@ -115,6 +119,8 @@ def structtoken(
     results = run(
         subject,
         data,
+        labels=labels,
+        structures=structures,
         continuous=continuous,
         tasks=tasks.split(",") if tasks else (),
         out=out,
@@ -124,9 +130,18 @@ def structtoken(
     table = Table("task", "measure", "value", box=None)
     for task, numbers in results.items():
         for place, (name, value) in enumerate(numbers.items()):
-            table.add_row("" if place else task, name, f"{value:,.4f}".rstrip("0").rstrip("."))
+            table.add_row("" if place else task, name, _written(value))
     if continuous:
         table.add_row("codebook", "does not apply: continuous features have no codes", "")
     if str(json) != "-":
         Console().print(table)
     write_json(results, json)
+
+
+def _written(value: float | list[str]) -> str:
+    """A number, or a list of names cut to its first; names may hold brackets, which are no markup."""
+    from rich.markup import escape
+
+    if isinstance(value, list):
+        return escape(", ".join(value[:5])) + (f" and {len(value) - 5} more (--json has all)" if len(value) > 5 else "")
+    return f"{value:,.4f}".rstrip("0").rstrip(".")

@@ -1,12 +1,14 @@
 """Distinctiveness and efficiency: how unlike codes are, and how many of them are used."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from provq.errors import UsageError
 from provq.evaluation.diagnostics import mean_of, perplexity
 
 
@@ -40,3 +42,27 @@ def codebook_numbers(codebook: Float[Tensor, "codes dim"], chains: Sequence[Int[
         "utilisation_chain": mean_of([float((each > 0).double().mean()) for each in counts]),
         "perplexity_share_chain": mean_of([perplexity(each) / codes for each in counts]),
     }
+
+
+def marginal_utility(smaller: Mapping[str, float], larger: Mapping[str, float]) -> float:
+    """The marginal utility of vocabulary between two sizes of codebook: what entropy falls by for each code more.
+
+    -(H(larger) - H(smaller)) / (K(larger) - K(smaller)), after VOLT (Xu et al. 2021, arXiv 2012.15671), in nats a code.
+    StructTokenBench names it among its measures and its code does not have it, so this is a reading of ours: H is the
+    entropy of how often codes are used over all chains together; VOLT divides it by the mean length of a token, which
+    is 1 here, since each code stands for one residue. For the same reason more codes hardly ever lower entropy, as
+    longer words do: it is mostly negative, and the nearer to 0 the less a larger codebook adds. One size has none.
+
+    Args:
+        smaller: What `codebook_numbers` gives of a tokenizer.
+        larger: The same of another one that differs in its number of codes, and has more of them.
+
+    Raises:
+        UsageError: The second has not more codes than the first.
+    """
+    more = larger["codes"] - smaller["codes"]
+    if more <= 0:
+        raise UsageError(
+            f"marginal_utility: the second codebook has {larger['codes']:g} codes, the first {smaller['codes']:g}"
+        )
+    return -(math.log(larger["perplexity"]) - math.log(smaller["perplexity"])) / more
