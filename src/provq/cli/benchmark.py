@@ -106,6 +106,9 @@ def structtoken(
     out: Annotated[
         Path | None, typer.Option(help="Keep the numbers of each task here; started again, it goes on.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page of all that OUT keeps, beside what others published.")
+    ] = None,
     probe_steps: Annotated[int, typer.Option(min=1, help="Of each training of a head; published: 10000.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of weights and order of heads.")] = 0,
     json: Json = None,
@@ -124,6 +127,7 @@ def structtoken(
         continuous=continuous,
         tasks=tasks.split(",") if tasks else (),
         out=out,
+        html=html,
         probe_steps=probe_steps,
         seed=seed,
     )
@@ -134,7 +138,10 @@ def structtoken(
     if continuous:
         table.add_row("codebook", "does not apply: continuous features have no codes", "")
     if str(json) != "-":
-        Console().print(table)
+        console = Console()
+        console.print(table)
+        if html is not None:
+            console.print(f"page: {html}", soft_wrap=True)
     write_json(results, json)
 
 

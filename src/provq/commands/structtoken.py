@@ -1,13 +1,21 @@
 """StructTokenBench: what a tokenizer of protein structures is worth, task by task."""
 
 import hashlib
+import platform
+import shlex
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
+import torch
+
 from provq.errors import UsageError, UserError, nearest
+from provq.evaluation.leaderboard import write_leaderboard
+from provq.evaluation.report import require_extra
 from provq.files import row_from_json, to_json, write_whole
 from provq.modalities.protein.benchmark.codebooks import codebook_numbers
 from provq.modalities.protein.benchmark.encoded import EncodedChains
@@ -30,6 +38,7 @@ from provq.modalities.protein.benchmark.public import (
     read_split,
 )
 from provq.modalities.protein.benchmark.sensitivity import align_pairs, read_pairs, sensitivity
+from provq.modalities.protein.benchmark.standings import ABOUT, about_of, boards_of, kept_in
 from provq.modalities.protein.benchmark.subjects import (
     ALPHABETS,
     ForeignSubject,
@@ -71,6 +80,7 @@ def structtoken(
     continuous: bool = False,
     tasks: Sequence[str] = (),
     out: str | Path | None = None,
+    html: str | Path | None = None,
     probe_steps: int = PROBE_STEPS,
     learning_rates: Sequence[float] = PROBE_LEARNING_RATES,
     seed: int = 0,
@@ -88,6 +98,7 @@ def structtoken(
         continuous: Whether the tokenizer's latents are measured in the place of its codes; `codebook` does not apply.
         tasks: Some of `TASKS`; left out, those of `data` that apply, and those of which `labels` has a file.
         out: Where the numbers of each task are kept, so that a benchmark that was stopped goes on; left out, nowhere.
+        html: Where to write a page of all that `out` keeps, of this subject and others, beside what is published.
         probe_steps: Steps of each training of a head; the published number is 10,000.
         learning_rates: Those that are tried for each head.
         seed: Of weights and order of heads.
@@ -107,21 +118,30 @@ def structtoken(
         raise UsageError(f"probe_steps and learning_rates must be positive, got {probe_steps} and {learning_rates}")
     if (labels is None) != (structures is None) or (data is None and labels is None):
         raise UsageError("give data, or labels with structures, or all of them: labels and structures go together")
+    if html is not None:
+        if out is None:
+            raise UsageError("html: the page shows what out keeps; give out too")
+        require_extra()
     in_data, in_labels, in_structures = (
         _folder(what, each) for what, each in (("data", data), ("labels", labels), ("structures", structures))
     )
     known = _subject_of(subject, in_data, None if out is None else Path(out), continuous)
     chains = EncodedChains(known)
     benchmark = Benchmark(chains, in_data, in_labels, in_structures, probe_steps, tuple(learning_rates), seed)
+    folder = None if out is None else Path(out) / _key(benchmark)
+    if folder is not None:
+        write_whole(folder / ABOUT, to_json(_about(benchmark, folder)).encode())
     results = {}
     for name in tasks or _at_hand(benchmark):
-        place = None if out is None else Path(out) / _key(benchmark) / f"{name}.json"
+        place = None if folder is None else folder / f"{name}.json"
         kept = _kept(place, name, benchmark)
         if kept is None:
             kept = TASKS[name](benchmark)
             if place is not None:
                 write_whole(place, to_json({"source": _source(name, benchmark), **kept}).encode())
         results[name] = kept
+    if html is not None and out is not None:
+        _write_page(Path(html), Path(out))
     return results
 
 
@@ -301,3 +321,44 @@ def _source(name: str, benchmark: Benchmark) -> str:
     """Where the data of a task are."""
     folders = (benchmark.data,) if name in OF_DATA else (benchmark.labels, benchmark.structures)
     return ", ".join(str(folder) for folder in folders)
+
+
+def _about(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
+    """What a page tells of a subject, with the commands by which it came to its numbers, this one last."""
+    subject = benchmark.chains.subject
+    earlier = about_of(folder)["commands"] if (folder / ABOUT).is_file() else []
+    from_shell = Path(sys.argv[0]).name in ("provq", "__main__.py")
+    command = shlex.join(["provq", *sys.argv[1:]]) if from_shell else f"provq.structtoken(...)  # {subject.name}"
+    return {
+        "name": subject.name,
+        "identity": subject.identity,
+        "family": subject.family,
+        "codes": None if subject.codebook is None else len(subject.codebook),
+        "probe_steps": benchmark.probe_steps,
+        "learning_rates": benchmark.learning_rates,
+        "seed": benchmark.seed,
+        "commands": list(dict.fromkeys([*earlier, command])),
+    }
+
+
+def _write_page(html: Path, out: Path) -> None:
+    import provq
+
+    kept = kept_in(out)
+    names = dict.fromkeys(each.about["name"] for each in kept)
+    write_leaderboard(
+        html,
+        title="provq benchmark structtoken",
+        verdict=f"What tokens of protein structures are worth: {', '.join(names)}.",
+        summary="Tasks of StructTokenBench (arXiv 2503.00089). Rows that are marked as published were not measured "
+        "here; all others were, by the commands below.",
+        boards=boards_of(kept),
+        commands=list(dict.fromkeys(command for each in kept for command in each.about["commands"])),
+        environment={
+            "provq": provq.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "date": time.strftime("%Y-%m-%d"),
+        },
+        made_by="provq benchmark structtoken",
+    )

@@ -7,6 +7,7 @@ at these. Two structural alphabets stand beside what is trained: 3Di and Protein
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final, runtime_checkable
@@ -42,11 +43,13 @@ class Subject(ABC):
     Attributes:
         name: What tables call it.
         identity: What tells it from all that give other tokens.
+        family: What is alike of subjects that differ in the number of codes alone; None where there is no such thing.
         codebook: The vectors that codes stand for; None where there are no codes.
     """
 
     name: str
     identity: str
+    family: str | None = None
     codebook: Float[Tensor, "codes dim"] | None
 
     @abstractmethod
@@ -94,6 +97,7 @@ class TokenizerSubject(Subject):
     def __init__(self, tokenizer: Tokenizer | str | Path) -> None:
         self.name, self._tokenizer = _of_proteins(tokenizer)
         self.identity = self._tokenizer.fingerprint
+        self.family = _family_of(self._tokenizer)
         sizes = self._tokenizer.codebook_sizes
         if len(sizes) != 1:
             raise UserError(
@@ -227,6 +231,13 @@ class ProteinBlocks(Subject):
 
 
 ALPHABETS: dict[str, type[ThreeDi] | type[ProteinBlocks]] = {each.name: each for each in (ThreeDi, ProteinBlocks)}
+
+
+def _family_of(tokenizer: Tokenizer) -> str:
+    """The same of all tokenizers whose parts are built alike, but for how many codes there are."""
+    config = {**tokenizer.config, "metadata": None}
+    config["quantizer"] = {key: value for key, value in config["quantizer"].items() if key != "codebook_size"}
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _of_proteins(tokenizer: Tokenizer | str | Path) -> tuple[str, Tokenizer]:
