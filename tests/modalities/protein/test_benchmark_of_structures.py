@@ -13,6 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, roc_auc_score
 
 import provq
+from provq.cli import main
 from provq.commands import structtoken as command
 from provq.errors import UsageError, UserError
 from provq.modalities.protein import read_structure, write_structure
@@ -370,7 +371,7 @@ def test_a_tokenizer_is_measured_and_what_is_done_is_not_done_again(small_data, 
         provq.structtoken(tmp_path / "run", small_data, tasks=["apo-holo"], out=tmp_path / "kept", probe_steps=7)
 
 
-def test_latents_are_what_the_quantizer_is_given(small_data, tmp_path):
+def test_latents_are_what_the_quantizer_is_given(small_data, tmp_path, monkeypatch, capsys):
     short = {"extends": "protein/tiny", "training": {"steps": 2, "hand_overs": 1, "probe_every": 0}}
     tokenizer = provq.train(short, out=tmp_path / "run")
     backbone = synthetic_backbone(40, 0)
@@ -389,6 +390,15 @@ def test_latents_are_what_the_quantizer_is_given(small_data, tmp_path):
     pairs = read_pairs(small_data / "sensitivity" / "apo_holo.csv")
     assert align_pairs(EncodedChains(Latents(tokenizer)), pairs[:1], "")[0].score == by_hand
     assert numbers["pairs"] == 5
+    monkeypatch.setattr(command, "OF_DATA", {name: command.OF_DATA[name] for name in ("apo-holo", "codebook")})
+    assert list(provq.structtoken(tokenizer, small_data, continuous=True)) == ["apo-holo"]
+    monkeypatch.setenv("COLUMNS", "200")
+    shell = ["provq", "benchmark", "structtoken", str(tmp_path / "run"), "--data", str(small_data), "--continuous"]
+    monkeypatch.setattr("sys.argv", shell)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    assert "codebook  does not apply: continuous features have no codes" in capsys.readouterr().out
     with pytest.raises(UsageError, match="codebook: it does not apply to .*-continuous, which has no codes"):
         provq.structtoken(tokenizer, small_data, continuous=True, tasks=["codebook"])
     with pytest.raises(UsageError, match="'3di' has none"):

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 import provq
+from provq.cli import main
 from provq.commands import structtoken as command
 from provq.errors import UsageError, UserError
 from provq.modalities.protein import Residue, write_structure
@@ -278,6 +280,33 @@ def test_requests_without_their_folders_are_told(published, tmp_path):
     (labels / EPT.place("validation")).unlink()
     with pytest.raises(UserError, match="epitope_label_validation.jsonl: there is no such file of labels"):
         provq.structtoken(Numbers(), labels=labels, structures=structures)
+
+
+def test_the_shell_names_what_is_missing(published, tmp_path, capsys, monkeypatch):
+    """Names of files hold brackets, which are no markup of the terminal's."""
+    labels, structures = published
+    pytest.importorskip("biotite")
+    for number in range(1, 8):
+        (structures / "set" / f"{number}abc_A.pdb").unlink()
+    rows = (labels / EPT.place("train")).read_text().replace("1abc_A", "[red]1abc_A", 1)
+    (labels / EPT.place("train")).write_text(rows)
+    shell = ["provq", "benchmark", "structtoken", "3di", "--labels", str(labels), "--structures", str(structures)]
+    options = ["--tasks", "Ept", "--probe-steps", "2", "--seed", "3", "--json", str(tmp_path / "b.json")]
+    kept = ["--out", str(tmp_path / "kept"), "--html", str(tmp_path / "page.html")]
+    monkeypatch.setattr("sys.argv", [*shell, *options, *kept])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert re.search(r"Ept +train_chains +5\b", said) and re.search(r"structures_missing +7\b", said)
+    assert re.search(r"missing +set/2abc_A.pdb, .*, set/6abc_A.pdb and 2 more \(--json has all\)", said)
+    assert f"page: {tmp_path / 'page.html'}" in said
+    written = json.loads((tmp_path / "b.json").read_text())["Ept"]
+    assert len(written["missing"]) == 7 and "set/[red]1abc_A.pdb" in written["missing"]
+    page = (tmp_path / "page.html").read_text()
+    assert "20 codes · 3di · heads: 2 steps at 0.01, 0.001, 0.0001 · seed 3" in page
+    assert f"provq benchmark structtoken 3di --labels {labels}" in page
 
 
 def test_what_is_kept_is_of_the_same_labels(published, tmp_path, monkeypatch):

@@ -158,12 +158,16 @@ def _evaluation(each: Kept, kept: Sequence[Kept]) -> dict[str, float | None]:
 
 
 def _marginal_utility(each: Kept, kept: Sequence[Kept]) -> float | None:
-    """Against the next smaller codebook of the same family; None where there is none."""
+    """Against the next smaller codebook of the same family, of as many residues; None where there is none."""
     codebook = _codebook(each)
     if each.about["family"] is None or not codebook:
         return None
     relatives = [_codebook(other) for other in kept if other.about["family"] == each.about["family"]]
-    smaller = [other for other in relatives if other and other["codes"] < codebook["codes"]]
+    smaller = [
+        other
+        for other in relatives
+        if other and other["codes"] < codebook["codes"] and other["residues"] == codebook["residues"]
+    ]
     return marginal_utility(max(smaller, key=lambda other: other["codes"]), codebook) if smaller else None
 
 
