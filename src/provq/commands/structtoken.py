@@ -172,6 +172,10 @@ def _subject_of(
             return LocalKMeans(data / "structures" / "train", out)
         if isinstance(subject, str) and subject in ALPHABETS:
             return ALPHABETS[subject]()
+        if isinstance(subject, str) and "/" not in subject and not Path(subject).exists():
+            raise UserError(
+                f"{subject!r} is neither the folder of a tokenizer nor a baseline; {nearest(subject, BASELINES)}"
+            )
         return Latents(subject) if continuous else TokenizerSubject(subject)
     if not isinstance(subject, ForeignTokenizer):
         raise UsageError(
@@ -313,7 +317,10 @@ def _kept(place: Path | None, name: str, benchmark: Benchmark) -> dict[str, Any]
     """The numbers of a task that an earlier benchmark kept, if they are of the same data."""
     if place is None or not place.is_file():
         return None
-    row = row_from_json(place.read_text())
+    try:
+        row = row_from_json(place.read_text())
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{place} is damaged: {error}; remove it, and it is made anew") from error
     return row if row.pop("source", None) == _source(name, benchmark) else None
 
 

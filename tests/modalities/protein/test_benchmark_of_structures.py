@@ -514,6 +514,8 @@ def test_what_is_wrong_with_a_tokenizer_from_elsewhere_is_told(small_data, codeb
 def test_wrong_requests_are_told(small_data, tmp_path):
     with pytest.raises(UsageError, match="unknown task 'apoholo'; .*apo-holo"):
         provq.structtoken("3di", small_data, tasks=["apoholo"])
+    with pytest.raises(UserError, match="'kmeans' is neither the folder of a tokenizer nor a baseline; .*'k-means'"):
+        provq.structtoken("kmeans", small_data)
     with pytest.raises(UserError, match="no folder of data"):
         provq.structtoken("3di", tmp_path / "nowhere")
     of_pictures = provq.train("image/digits", overrides=["training.steps=1"], out=tmp_path / "pictures")

@@ -159,3 +159,5 @@ def test_what_is_wrong_with_kept_results_is_told(data, tmp_path):
         (about.parent / "codebook.json").write_text(text)
         with pytest.raises(UserError, match="codebook.json is damaged: .*; remove it"):
             kept_in(out)
+        with pytest.raises(UserError, match="codebook.json is damaged: .*; remove it"):
+            provq.structtoken(Places(), data, out=out, tasks=["codebook"])
