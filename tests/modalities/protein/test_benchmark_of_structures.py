@@ -32,6 +32,7 @@ from provq.modalities.protein.benchmark.subjects import (
     TokenizerSubject,
     vectors_of,
 )
+from provq.modalities.protein.structure import Backbone
 from provq.modalities.protein.synthetic import synthetic_backbone
 
 
@@ -122,6 +123,30 @@ def test_a_chain_is_read_and_encoded_once(small_data, monkeypatch):
     pairs = read_pairs(small_data / "sensitivity" / "apo_holo.csv")
     assert align_pairs(chains, pairs, "") == align_pairs(chains, pairs, "")
     assert sorted(seen) == list(range(40, 46))
+
+
+def test_of_several_chains_the_one_that_the_name_ends_in_is_taken(tmp_path):
+    backbones = [synthetic_backbone(length, length) for length in (30, 31, 32)]
+    named = [
+        Backbone(name, each.residues, each.coordinates, each.b_factors)
+        for name, each in zip("ABC", backbones, strict=True)
+    ]
+    for name in ("1abc_B.pdb", "1abc_D.pdb", "1abc.pdb"):
+        write_structure(tmp_path / name, named)
+    seen = []
+
+    class Counting(Places):
+        def encode(self, backbone):
+            seen.append(backbone.chain)
+            return super().encode(backbone)
+
+    chains = EncodedChains(Counting())
+    assert chains.one_of(tmp_path / "1abc_B.pdb").backbone.chain == "B" and seen == ["B"]
+    assert [len(each.tokens) for each in chains.all_of(tmp_path / "1abc_B.pdb")] == [30, 31, 32]
+    assert seen == ["B", "A", "C"]
+    for name in ("1abc_D.pdb", "1abc.pdb"):
+        with pytest.raises(UserError, match="it holds 3 chains, and one is wanted"):
+            chains.one_of(tmp_path / name)
 
 
 @pytest.mark.parametrize(

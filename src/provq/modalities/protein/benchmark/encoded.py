@@ -26,7 +26,8 @@ class EncodedChains:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._files: dict[Path, tuple[Encoded, ...]] = {}
+        self._backbones: dict[Path, tuple[Backbone, ...]] = {}
+        self._tokens: dict[tuple[Path, int], Tokens] = {}
 
     def all_of(self, path: Path) -> tuple[Encoded, ...]:
         """All chains of a file.
@@ -34,10 +35,7 @@ class EncodedChains:
         Raises:
             UserError: The file cannot be read.
         """
-        if path not in self._files:
-            backbones = read_structure(path).backbones
-            self._files[path] = tuple(Encoded(backbone, self.subject.encode(backbone)) for backbone in backbones)
-        return self._files[path]
+        return tuple(self._encoded(path, place) for place in range(len(self._read(path))))
 
     def one_of(self, path: Path) -> Encoded:
         """The chain of a file that holds one; of one that holds several, the one that its name ends in: 1ABC_B.pdb.
@@ -45,14 +43,24 @@ class EncodedChains:
         Raises:
             UserError: The file cannot be read, or it is not clear which of its chains is meant.
         """
-        chains = self.all_of(path)
-        if len(chains) == 1:
-            return chains[0]
+        backbones = self._read(path)
         named = path.name.partition(".")[0].rpartition("_")[2]
-        found = [chain for chain in chains if chain.backbone.chain == named]
-        if len(found) != 1:
+        places = [place for place, each in enumerate(backbones) if len(backbones) == 1 or each.chain == named]
+        if len(places) != 1:
             raise UserError(
-                f"{path}: it holds {len(chains)} chains, and one is wanted; write it into a file of its own, "
+                f"{path}: it holds {len(backbones)} chains, and one is wanted; write it into a file of its own, "
                 "or let the name of the file end in _ and that of the chain"
             )
-        return found[0]
+        return self._encoded(path, places[0])
+
+    def _read(self, path: Path) -> tuple[Backbone, ...]:
+        if path not in self._backbones:
+            self._backbones[path] = read_structure(path).backbones
+        return self._backbones[path]
+
+    def _encoded(self, path: Path, place: int) -> Encoded:
+        """One chain of a file; of entries of the PDB, which may have dozens, the others are not encoded."""
+        backbone = self._read(path)[place]
+        if (path, place) not in self._tokens:
+            self._tokens[path, place] = self.subject.encode(backbone)
+        return Encoded(backbone, self._tokens[path, place])
