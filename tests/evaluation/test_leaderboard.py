@@ -80,6 +80,11 @@ def test_the_best_of_what_was_measured_is_in_bold_and_nothing_else(text):
     assert re.findall(r"<strong>(.*?)</strong>", text) == ["72.5", "1.25"]
 
 
+def test_columns_without_numbers_are_left_out(tmp_path):
+    page = Page(written(tmp_path / "page.html", [Board("Sites", "Where.", COLUMNS, [THEIRS, RIVAL])]))
+    assert [head.partition("|")[0] for head in page.rows[0]] == ["Name", "Sites, AUROC"]
+
+
 def test_boards_without_numbers_are_left_out(tmp_path, text):
     full, empty = Board("Sites", "Where.", COLUMNS, [OURS]), Board("Folds", "Which.", COLUMNS, [NOTHING])
     page = written(tmp_path / "page.html", [empty, full])

@@ -61,7 +61,8 @@ def write_leaderboard(
         title: What was measured.
         verdict: What it says, in one sentence.
         summary: One or two sentences on how.
-        boards: The tables. A row without a number in a table is left out of it, and a table without rows of the page.
+        boards: The tables. A row or a column without a number is left out of a table, and a table without rows of the
+            page.
         commands: The commands that made what was measured, one a line.
         environment: Versions by name.
         made_by: The command that writes such pages.
@@ -70,7 +71,8 @@ def write_leaderboard(
         UserError: If what draws pages is not installed.
     """
     require_extra()
-    filled = [(board, rows) for board in boards if (rows := _rows(board))]
+    known = [replace(board, columns=_known_columns(board)) for board in boards]
+    filled = [(board, rows) for board in known if (rows := _rows(board))]
     page = rendered(
         "leaderboard.html.jinja",
         title=title,
@@ -83,6 +85,12 @@ def write_leaderboard(
         made_by=made_by,
     )
     write_whole(path, page.encode())
+
+
+def _known_columns(board: Board) -> list[Column]:
+    """Those for which somebody has a number."""
+    rows = table_of([_as_arm(entry) for entry in board.entries], None, board.columns)
+    return [column for place, column in enumerate(board.columns) if any(cells[place].mean != MISSING for cells in rows)]
 
 
 def _rows(board: Board) -> list[tuple[Entry, list[Cell]]]:
