@@ -246,13 +246,21 @@ def test_what_is_wrong_with_a_label_file_is_told(published, row, match):
         read_split(EncodedChains(Numbers()), labels, structures, EPT, "train")
 
 
-def test_labels_that_are_no_numbers_are_refused(published):
+def test_labels_that_are_null_are_none_and_those_beyond_measure_are_refused(published):
     labels, structures = published
-    for bad in ("NaN", "Infinity", "1" + "0" * 400):
-        text = f'"pdb_path": "set/1abc_A.pdb", "neq_score": [1, {bad}], "residue_index": [-4, -3]'
-        (labels / FLEX.place("train")).write_text(f"{{{text}}}")
-        with pytest.raises(UserError, match="line 1: neq_score has a label that is no number, or not below 1e"):
-            read_split(EncodedChains(Numbers()), labels, structures, FLEX, "train")
+
+    def read(label):
+        text = f'"pdb_path": "set/1abc_A.pdb", "neq_score": [1, {label}], "residue_index": [-4, -3]'
+        (labels / FLEX.place("train")).write_text(f"{{{text}}}\n\n")
+        return read_split(EncodedChains(Numbers()), labels, structures, FLEX, "train")
+
+    for nothing in ("null", "NaN"):
+        ((chain,), counts) = read(nothing)
+        assert chain.labels.isfinite().sum() == 1 and counts == ([], 0, 0)
+        assert float(chain.labels[chain.labels.isfinite()]) == pytest.approx(0.1)
+    for bad in ("Infinity", "-1e300", "1" + "0" * 400):
+        with pytest.raises(UserError, match="line 1: neq_score has a label that is not below 1e"):
+            read(bad)
     (labels / FLEX.place("train")).write_text("[" * 100_000)
     with pytest.raises(UserError, match="line 1: it is no JSON"):
         read_split(EncodedChains(Numbers()), labels, structures, FLEX, "train")

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -222,7 +223,7 @@ def by_number(
 
 
 class _Row(NamedTuple):
-    """A line of a label file; `numbers` is None where the label is that of the chain."""
+    """A line of a label file; `numbers` is None where the label is that of the chain. NaN stands for null."""
 
     where: str
     name: str
@@ -233,16 +234,19 @@ class _Row(NamedTuple):
 def _rows_of_residues(path: Path, key: str, kind: Kind) -> Iterator[_Row]:
     for where, row in _json_lines(path):
         name, numbers, labels = (row.get(each) for each in ("pdb_path", "residue_index", key))
-        if not isinstance(name, str) or not _are(numbers, int) or not _are(labels, int | float):
+        if not isinstance(name, str) or not _are(numbers, int) or not _are(labels, int | float | NoneType):
             raise UserError(f"{where}: expected text as pdb_path, and lists of numbers as {key} and residue_index")
         if len(labels) != len(numbers) or not labels:
             raise UserError(f"{where}: there are {len(labels)} labels of {len(numbers)} residues")
-        if kind == "binary" and not set(labels) <= {0, 1}:
+        # NaN is not itself; math.isnan would first turn a whole number of any length into a float.
+        known = [label for label in labels if label is not None and label == label]
+        if kind == "binary" and not set(known) <= {0, 1}:
             raise UserError(f"{where}: {key} has a label that is neither 0 nor 1")
-        if not all(abs(label) < _LARGEST for label in labels):  # neither is NaN
-            raise UserError(f"{where}: {key} has a label that is no number, or not below {_LARGEST:g}")
+        if not all(abs(label) < _LARGEST for label in known):
+            raise UserError(f"{where}: {key} has a label that is not below {_LARGEST:g}")
+        values = torch.tensor([math.nan if label is None else label for label in labels], dtype=torch.float32)
         # What is written "./atlas/1abc_A.pdb" is called "atlas/1abc_A.pdb" in lists of what is missing.
-        yield _Row(where, str(PurePosixPath(name)), numbers, torch.tensor(labels, dtype=torch.float32))
+        yield _Row(where, str(PurePosixPath(name)), numbers, values)
 
 
 def _rows_of_chains(path: Path, split: str) -> Iterator[_Row]:
