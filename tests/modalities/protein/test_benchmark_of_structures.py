@@ -312,7 +312,13 @@ def test_the_label_of_a_chain_is_read_from_the_mean_over_its_residues():
         learning_rates=(1e-2,),
     )  # fmt: skip
     assert measured(fitted, torch.eye(2), test, "classes")["accuracy"] > 0.95
-    # What is not there moves no mean.
+    # What is not there moves no mean, in what is read to the last digits.
+    head, vectors = ProbeHead(2, 3, of_chains=True).eval(), torch.randn(1, 5, 2)
+    padded = torch.cat((vectors, torch.full((1, 4, 2), math.nan)), 1)
+    alone, beside = head(vectors, torch.ones(1, 5) > 0), head(padded, padded.isfinite().all(-1))
+    assert alone.shape == (1, 1, 3) and torch.allclose(alone, beside, atol=1e-6)
+    by_hand = head.norm(vectors + head.places.weight[:5]).mean(1)
+    assert torch.allclose(alone[:, 0], head.read(head.widen(by_hand).relu()), atol=1e-6)
     filled = [Labelled(torch.cat((codes, torch.full((50,), -1))), labels) for codes, labels in test]
     assert measured(fitted, torch.eye(2), filled, "classes") == measured(fitted, torch.eye(2), test, "classes")
 
@@ -459,6 +465,7 @@ def test_what_a_residue_sees_stays_when_the_chain_is_moved_and_not_when_it_is_mi
 def test_what_a_residue_sees_by_hand():
     coordinates = synthetic_backbone(40, 2).coordinates.double()
     coordinates[10] = math.nan
+    coordinates[16] += torch.tensor([90.0, 40.0, 0.0])  # as behind a break: drawn back to 20 angstrom
     seen = descriptors(coordinates).reshape(40, 10, 3)
     n, ca, c = coordinates[12, :3]
     x = (ca - c) / (ca - c).norm()
