@@ -91,14 +91,26 @@ def generation(
 @benchmark.command()
 def structtoken(
     subject: Annotated[
-        str, typer.Argument(metavar="CKPT", help="A run's folder, a saved tokenizer, or 3di or protein-blocks.")
+        str,
+        typer.Argument(metavar="CKPT", help="A run's folder, a saved tokenizer, or 3di, protein-blocks or k-means."),
     ],
-    data: Annotated[Path, typer.Option(help="The folder of structures, pairs and labels.")],
+    data: Annotated[Path | None, typer.Option(help="The folder of structures, pairs and labels at hand.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="The folder of the published label files (JSON lines); needs --structures.")
+    ] = None,
+    structures: Annotated[Path | None, typer.Option(help="The folder of the structures that label files name.")] = None,
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="Measure the tokenizer's latents in the place of its codes.")
+    ] = False,
     tasks: Annotated[str | None, typer.Option(help="Names of tasks, with commas; all by default.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Keep the numbers of each task here; started again, it goes on.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page of all that OUT keeps, beside what others published.")
+    ] = None,
     probe_steps: Annotated[int, typer.Option(min=1, help="Of each training of a head; published: 10000.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of weights and order of heads.")] = 0,
     json: Json = None,
 ) -> None:
     """Measure what tokens of protein structures are worth (StructTokenBench)."""
@@ -107,11 +119,36 @@ def structtoken(
 
     from provq.commands.structtoken import structtoken as run
 
-    results = run(subject, data, tasks=tasks.split(",") if tasks else (), out=out, probe_steps=probe_steps)
+    results = run(
+        subject,
+        data,
+        labels=labels,
+        structures=structures,
+        continuous=continuous,
+        tasks=tasks.split(",") if tasks else (),
+        out=out,
+        html=html,
+        probe_steps=probe_steps,
+        seed=seed,
+    )
     table = Table("task", "measure", "value", box=None)
     for task, numbers in results.items():
         for place, (name, value) in enumerate(numbers.items()):
-            table.add_row("" if place else task, name, f"{value:,.4f}".rstrip("0").rstrip("."))
+            table.add_row("" if place else task, name, _written(value))
+    if continuous:
+        table.add_row("codebook", "does not apply: continuous features have no codes", "")
     if str(json) != "-":
-        Console().print(table)
+        console = Console()
+        console.print(table)
+        if html is not None:
+            console.print(f"page: {html}", soft_wrap=True)
     write_json(results, json)
+
+
+def _written(value: float | list[str]) -> str:
+    """A number, or a list of names cut to its first; names may hold brackets, which are no markup."""
+    from rich.markup import escape
+
+    if isinstance(value, list):
+        return escape(", ".join(value[:5])) + (f" and {len(value) - 5} more (--json has all)" if len(value) > 5 else "")
+    return f"{value:,.4f}".rstrip("0").rstrip(".")

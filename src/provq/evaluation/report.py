@@ -1,6 +1,6 @@
 """One page that says what a comparison found, and lets the reader check it.
 
-    arms --verdict, table, charts, pictures--> report.html.jinja --> one self-contained file
+    arms --verdict, table, charts, pictures--> report.html.jinja, within page.html.jinja --> one self-contained file
 
 The page refers to nothing outside itself: pictures are data URIs, charts are inline SVG, the viewer of traces in space
 is a script in the page, and its content security policy forbids the browser to fetch anything or to run another script.
@@ -201,21 +201,13 @@ def write_report(
         UserError: If no arm is called `baseline`, or what draws the page is not installed.
     """
     require_extra()
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     reference = _named(arms, baseline)
     headline, columns = quality[0], (*quality, *OF_CODEBOOKS)
     colours = _colours(arms)
     overlays = _overlays(arms, colours)
     script = viewer_script() if overlays else ""
-    template = Environment(
-        loader=PackageLoader("provq.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.jinja")
-    page = template.render(
+    page = rendered(
+        "report.html.jinja",
         title=title,
         summary=summary,
         verdict=_verdict(arms, reference, headline),
@@ -224,9 +216,8 @@ def write_report(
         baseline=baseline,
         upper_bound=UPPER_BOUND,
         colours=colours,
-        lines=LINES,
         columns=columns,
-        table=_table(arms, reference, columns),
+        table=table_of(arms, reference, columns),
         several_seeds=any(len(arm.evaluations) > 1 for arm in arms),
         budgets=[_budget(arm) for arm in arms],
         charts=_charts(arms, colours),
@@ -238,8 +229,23 @@ def write_report(
         commands=commands,
         recipe=recipe,
         environment=environment,
+        made_by="provq compare",
     )
     write_whole(path, page.encode())
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page of this room's templates, in which whatever is put is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("provq.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(lines=LINES, **values)
 
 
 def _named(arms: Sequence[ArmReport], name: str | None) -> ArmReport | None:
@@ -352,8 +358,8 @@ def _figures(arms: Sequence[ArmReport], baseline: ArmReport | None, headline: Co
     return figures
 
 
-def _table(arms: Sequence[ArmReport], baseline: ArmReport | None, columns: Sequence[Column]) -> list[list[Cell]]:
-    """The cells of the table of results: a row an arm, a column a measure."""
+def table_of(arms: Sequence[ArmReport], baseline: ArmReport | None, columns: Sequence[Column]) -> list[list[Cell]]:
+    """The cells of a table of results: a row an arm, a column a measure."""
     leaders = [_leaders(arms, column) for column in columns]
     return [
         [_cell(arm, baseline, column, arm in best) for column, best in zip(columns, leaders, strict=True)]

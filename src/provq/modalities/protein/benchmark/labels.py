@@ -3,7 +3,6 @@
 splits.csv, interface.csv --> chains with labels and groups --> three parts, no group in two of them
 """
 
-import csv
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from provq.errors import UserError
-from provq.modalities.protein.benchmark.probe import Kind
+from provq.modalities.protein.benchmark.encoded import EncodedChains
+from provq.modalities.protein.benchmark.probe import Kind, Labelled
 from provq.modalities.protein.benchmark.subjects import atoms_of
-from provq.modalities.protein.reading import read_structure
+from provq.modalities.protein.benchmark.tables import file_below, rows_of
 from provq.modalities.protein.structure import CA, Backbone
 from provq.training.log import advancing
 
@@ -25,24 +25,25 @@ _STATES = {"a": 0.0, "b": 1.0, "c": 2.0}
 
 
 class LabelTask(NamedTuple):
-    """Labels: of what kind they are, and how a chain's are found (NaN: none)."""
+    """Labels: of what kind they are, what a table must have, and how a chain's are found (NaN: none)."""
 
     kind: Kind
+    columns: tuple[str, ...]
     of_chain: Callable[[Backbone, dict[str, str]], Float[Tensor, " length"]]
 
 
-class LabelledChain(NamedTuple):
+class GroupedChain(NamedTuple):
     """A chain with its labels, and the group of similar chains that it belongs to."""
 
-    backbone: Backbone
-    labels: Float[Tensor, " length"]
+    chain: Labelled
     group: str
 
 
-def read_labelled(root: Path, task: LabelTask, table: Path) -> list[LabelledChain]:
+def read_labelled(chains: EncodedChains, root: Path, task: LabelTask, table: Path) -> list[GroupedChain]:
     """The chains of a table with their labels; those of which nothing is known are left out.
 
     Args:
+        chains: What reads and encodes them.
         root: The folder below which the table's files lie; in it `splits.csv` gives each file its `cluster`.
         task: Which labels.
         table: A CSV file with a column `file`, and what the task reads.
@@ -50,25 +51,25 @@ def read_labelled(root: Path, task: LabelTask, table: Path) -> list[LabelledChai
     Raises:
         UserError: A table or a file is not there or cannot be read.
     """
-    groups = {row["file"]: row["cluster"] for row in _rows(root / "splits.csv")}
-    chains = []
-    rows = _rows(table)
+    groups = {row["file"]: row["cluster"] for row in rows_of(root / "splits.csv", ("file", "cluster"))}
+    found = []
+    rows = rows_of(table, ("file", *task.columns))
     for row in advancing(rows, len(rows), "read labels"):
         name = row["file"]
-        if Path(name).is_absolute() or ".." in Path(name).parts or name not in groups:
+        if name not in groups:
             raise UserError(f"{table}: {name!r} is no file of {root / 'splits.csv'}")
-        backbone = read_structure(root / name).backbones[0]
+        backbone, tokens = chains.one_of(file_below(root, name, str(table)))
         labels = task.of_chain(backbone, row)
         if not labels.isnan().all():
-            chains.append(LabelledChain(backbone, labels, groups[name]))
-    return chains
+            found.append(GroupedChain(Labelled(tokens, labels), groups[name]))
+    return found
 
 
-def in_parts(chains: Sequence[LabelledChain]) -> tuple[list[LabelledChain], list[LabelledChain], list[LabelledChain]]:
+def in_parts(chains: Sequence[GroupedChain]) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
     """Chains to learn from, to choose by and to measure on: seven, one and two tenths of the groups, by their names."""
-    parts: tuple[list[LabelledChain], list[LabelledChain], list[LabelledChain]] = ([], [], [])
-    for chain in chains:
-        tenth = hashlib.sha256(chain.group.encode()).digest()[0] % 10
+    parts: tuple[list[Labelled], list[Labelled], list[Labelled]] = ([], [], [])
+    for chain, group in chains:
+        tenth = hashlib.sha256(group.encode()).digest()[0] % 10
         parts[0 if tenth < 7 else 1 if tenth == 7 else 2].append(chain)
     return parts
 
@@ -101,14 +102,7 @@ def _burial(backbone: Backbone, row: dict[str, str]) -> Float[Tensor, " length"]
     return torch.where(traces.isnan().any(1), torch.nan, near)
 
 
-INTERFACE = LabelTask("binary", _interface)  # a heavy atom within 5 angstrom of the other docking partner (DB5.5)
-B_FACTOR = LabelTask("numbers", _b_factors)  # of CA, standardised in each chain
-SECONDARY_STRUCTURE = LabelTask("classes", _secondary_structure)  # helix, strand or neither by P-SEA, from coordinates
-BURIAL = LabelTask("numbers", _burial)  # CA within 10 angstrom, from coordinates
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such table")
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+INTERFACE = LabelTask("binary", ("resid",), _interface)  # a heavy atom within 5 angstrom of the other partner (DB5.5)
+B_FACTOR = LabelTask("numbers", (), _b_factors)  # of CA, standardised in each chain
+SECONDARY_STRUCTURE = LabelTask("classes", (), _secondary_structure)  # helix, strand or neither (P-SEA), derived
+BURIAL = LabelTask("numbers", (), _burial)  # CA within 10 angstrom, derived from coordinates

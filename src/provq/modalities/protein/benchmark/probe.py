@@ -1,72 +1,86 @@
-"""Effectiveness: what a small network can read of a chain's residues from their codes alone.
+"""Effectiveness: what a small network can read of a chain's residues from their tokens alone.
 
-codes --frozen codebook--> + place --norm, dropout--> two layers --> a label a residue
+tokens --vectors--> + place --norm, dropout--> (mean over the chain) --> two layers --> a label a residue, or a chain
 
 The head, its losses and how it is trained are those of StructTokenBench (arXiv 2503.00089, as its code has them).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, embedding, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.functional.classification import binary_auroc, binary_f1_score, multiclass_f1_score
 from torchmetrics.functional.regression import spearman_corrcoef
 
+from provq.modalities.protein.benchmark.subjects import Tokens, vectors_of
+
 Kind = Literal["binary", "classes", "numbers"]
 
 LEARNING_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 5e-5, 1e-5, 5e-6, 1e-6)
 STEPS = 10_000
+BATCH = 8  # chains
 _LONGEST = 700  # places that have a vector
 _WIDTH = 512
 _DROPOUT = 0.1
-_BATCH = 8
 _LOOKS = 20  # at the validation chains
 
 
 class Labelled(NamedTuple):
-    """A chain: the code of each residue, -1 where it has none, and its label, NaN where it has none."""
+    """A chain: the token of each residue, and the label of each or one of them all, NaN where there is none."""
 
-    codes: Int[Tensor, " length"]
-    labels: Float[Tensor, " length"]
+    tokens: Tokens
+    labels: Float[Tensor, " labels"]
 
 
 @final
 class ProbeHead(nn.Module):
-    """Labels of residues from frozen vectors of their codes and learned ones of their places.
+    """Labels of residues, or of chains, from frozen vectors of their tokens and learned ones of their places.
 
     Args:
-        codebook: The vectors.
-        outputs: Numbers that are read of each residue.
+        dim: Length of the vectors.
+        outputs: Numbers that are read.
+        of_chains: Whether they are read of a chain as a whole, from the mean over its residues.
     """
 
-    codebook: Tensor
-
-    def __init__(self, codebook: Float[Tensor, "codes dim"], outputs: int) -> None:
+    def __init__(self, dim: int, outputs: int, of_chains: bool = False) -> None:
         super().__init__()
-        dim = codebook.shape[1]
-        self.register_buffer("codebook", codebook)
+        self.of_chains = of_chains
         self.places = nn.Embedding(_LONGEST, dim)
         self.norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = nn.Dropout(_DROPOUT)
         self.widen = nn.Linear(dim, _WIDTH)
         self.read = nn.Linear(_WIDTH, outputs)
 
-    def forward(self, codes: Int[Tensor, "b length"]) -> Float[Tensor, "b length outputs"]:
-        """What is read of each residue; of one without a code something that means nothing."""
-        vectors = embedding(codes.clamp_min(0), self.codebook) + self.places.weight[: codes.shape[1]]
-        read: Tensor = self.read(self.dropout(self.widen(self.dropout(self.norm(vectors))).relu()))
+    def forward(
+        self, vectors: Float[Tensor, "b length dim"], present: Bool[Tensor, "b length"]
+    ) -> Float[Tensor, "b labels outputs"]:
+        """What is read of each residue, of one that is not there something that means nothing; or of each chain."""
+        placed = torch.where(present[..., None], vectors, 0.0) + self.places.weight[: vectors.shape[1]]
+        normed = self.dropout(self.norm(placed))
+        if self.of_chains:
+            shares = present / present.sum(1, keepdim=True).clamp_min(1)
+            normed = (shares[..., None] * normed).sum(1, keepdim=True)
+        read: Tensor = self.read(self.dropout(self.widen(normed).relu()))
         return read
 
 
+class Fitted(NamedTuple):
+    """A head, and the learning rate that it was trained at; NaN where no training ended in numbers."""
+
+    head: ProbeHead
+    learning_rate: float
+
+
 def probe(
-    codebook: Float[Tensor, "codes dim"],
+    codebook: Float[Tensor, "codes dim"] | None,
     train: Sequence[Labelled],
     validation: Sequence[Labelled],
     test: Sequence[Labelled],
@@ -76,12 +90,10 @@ def probe(
     learning_rates: Sequence[float] = LEARNING_RATES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Train heads at several learning rates, and measure the one that serves the validation chains best.
-
-    Chains are cut to 700 residues. Heads are judged, twenty times a training, by F1 or by Spearman's correlation.
+    """Fit a head and measure it; see `fit`.
 
     Args:
-        codebook: The vectors of codes.
+        codebook: The vectors of codes; None where tokens are vectors.
         train: Chains to learn from.
         validation: Chains to choose learning rate and step by.
         test: Chains to measure on.
@@ -91,50 +103,98 @@ def probe(
         seed: Of weights and order.
 
     Returns:
-        Of two classes `auroc` and `f1`, of all test residues together, and `auroc_batch`, the mean over batches of
-        eight chains as published; of more classes `f1` (the mean over classes) and `accuracy`; of numbers `spearman`.
-        `learning_rate` is the one that was taken.
+        What `measured` gives of the test chains, and `learning_rate`, the one that was taken.
     """
-    classes = 1 + int(max(float(chain.labels.nan_to_num().max()) for chain in (*train, *validation, *test)))
-    outputs = classes if kind == "classes" else 1
-    best, best_score, best_rate = None, -math.inf, math.nan
+    classes = classes_of([*train, *validation, *test]) if kind == "classes" else 1
+    fitted = fit(codebook, train, validation, kind, classes, steps=steps, learning_rates=learning_rates, seed=seed)
+    return {**measured(fitted, codebook, test, kind), "learning_rate": fitted.learning_rate}
+
+
+def classes_of(chains: Sequence[Labelled]) -> int:
+    """How many classes labels are of, which are counted from 0."""
+    return 1 + int(max(float(chain.labels.nan_to_num().max()) for chain in chains))
+
+
+def fit(
+    codebook: Float[Tensor, "codes dim"] | None,
+    train: Sequence[Labelled],
+    validation: Sequence[Labelled],
+    kind: Kind,
+    outputs: int,
+    *,
+    of_chains: bool = False,
+    batch: int = BATCH,
+    steps: int = STEPS,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    seed: int = 0,
+) -> Fitted:
+    """Train heads at several learning rates, and give the one that serves the validation chains best.
+
+    Chains are cut to 700 residues. Heads are judged, twenty times a training, by F1 or by Spearman's correlation.
+
+    Args:
+        codebook: The vectors of codes; None where tokens are vectors.
+        train: Chains to learn from.
+        validation: Chains to choose learning rate and step by.
+        kind: Whether labels are 0 or 1, numbers of classes, or any numbers.
+        outputs: How many classes there are; 1 where labels are of another kind.
+        of_chains: Whether a chain has one label.
+        batch: Chains in a step.
+        steps: Of each training.
+        learning_rates: Those that are tried.
+        seed: Of weights and order.
+    """
+    dim = vectors_of(codebook, train[0].tokens).shape[-1]
+    best, best_score = Fitted(ProbeHead(dim, outputs, of_chains), math.nan), -math.inf
     for rate in learning_rates:
         torch.manual_seed(seed)
-        head = ProbeHead(codebook, outputs)
-        for state in _training(head, train, kind, steps, rate, seed):
-            score = _chosen_by(head, validation, kind)
+        head = ProbeHead(dim, outputs, of_chains)
+        for _ in _training(head, codebook, train, kind, steps, rate, batch, seed):
+            score = _chosen_by(head, codebook, validation, kind)
             if score > best_score:
-                best, best_score, best_rate = deepcopy(state), score, rate
-    if best is None:
-        return {name: math.nan for name in _measured(ProbeHead(codebook, outputs), test, kind)} | {
-            "learning_rate": math.nan
-        }
-    head = ProbeHead(codebook, outputs)
-    head.load_state_dict(best)
-    return {**_measured(head, test, kind), "learning_rate": best_rate}
+                best, best_score = Fitted(deepcopy(head), rate), score
+    return best
+
+
+def measured(
+    fitted: Fitted, codebook: Float[Tensor, "codes dim"] | None, chains: Sequence[Labelled], kind: Kind
+) -> dict[str, float]:
+    """How well a head reads the labels of some chains; all numbers are NaN where no training ended in numbers.
+
+    Returns:
+        Of two classes `auroc` and `f1`, of all residues together, and `auroc_batch`, the mean over batches of eight
+        chains as published; of more classes `f1` (the mean over classes) and `accuracy`; of numbers `spearman`.
+    """
+    numbers = _numbers(list(_read(fitted.head, codebook, chains)), kind)
+    return dict.fromkeys(numbers, math.nan) if math.isnan(fitted.learning_rate) else numbers
 
 
 def _training(
-    head: ProbeHead, chains: Sequence[Labelled], kind: Kind, steps: int, rate: float, seed: int
-) -> Iterator[dict[str, Tensor]]:
+    head: ProbeHead,
+    codebook: Tensor | None,
+    chains: Sequence[Labelled],
+    kind: Kind,
+    steps: int,
+    rate: float,
+    batch: int,
+    seed: int,
+) -> Iterator[None]:
     """Train, and stop at each look."""
     optimizer = AdamW(head.parameters(), lr=rate, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.01)
     rates = LambdaLR(optimizer, lambda step: _rate(step, steps))
     order = torch.Generator().manual_seed(seed)
     for step in range(1, steps + 1):
         head.train()
-        drawn = torch.randint(len(chains), (min(_BATCH, len(chains)),), generator=order)
-        codes, labels = _padded([chains[place] for place in drawn.tolist()])
-        present = (codes >= 0) & ~labels.isnan()
-        if present.any():
-            loss = _loss(head(codes)[present], labels[present], kind)
+        drawn = torch.randint(len(chains), (min(batch, len(chains)),), generator=order)
+        read, labels = _read_and_labels(head, codebook, [chains[place] for place in drawn.tolist()])
+        if len(labels):
             optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward(_loss(read, labels, kind))
             nn.utils.clip_grad_norm_(head.parameters(), 1.0)
             optimizer.step()
         rates.step()
         if step % max(1, steps // _LOOKS) == 0 or step == steps:
-            yield head.state_dict()
+            yield
 
 
 def _rate(step: int, steps: int) -> float:
@@ -157,42 +217,67 @@ def _loss(read: Float[Tensor, "n outputs"], labels: Float[Tensor, " n"], kind: K
     return binary_cross_entropy_with_logits(read[:, 0], labels, weight)
 
 
-def _padded(chains: Sequence[Labelled]) -> tuple[Int[Tensor, "b length"], Float[Tensor, "b length"]]:
-    cut = [Labelled(chain.codes[:_LONGEST], chain.labels[:_LONGEST]) for chain in chains]
-    codes = nn.utils.rnn.pad_sequence([chain.codes for chain in cut], batch_first=True, padding_value=-1)
-    labels = nn.utils.rnn.pad_sequence([chain.labels for chain in cut], batch_first=True, padding_value=math.nan)
-    return codes, labels
+def _read_and_labels(
+    head: ProbeHead, codebook: Tensor | None, chains: Sequence[Labelled]
+) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, " n"]]:
+    """What a head reads of the residues, or chains, that have a token and a label, and their labels."""
+    absent = math.nan if codebook is None else -1
+    tokens = pad_sequence([chain.tokens[:_LONGEST] for chain in chains], batch_first=True, padding_value=absent)
+    labels = pad_sequence([chain.labels[:_LONGEST] for chain in chains], batch_first=True, padding_value=math.nan)
+    vectors = vectors_of(codebook, tokens)
+    present = vectors.isfinite().all(-1)
+    counts = ~labels.isnan() & (present.any(1, keepdim=True) if head.of_chains else present)
+    read = head(vectors, present)
+    return read[counts], labels[counts]
 
 
 @torch.no_grad()
 def _read(
-    head: ProbeHead, chains: Sequence[Labelled]
+    head: ProbeHead, codebook: Tensor | None, chains: Sequence[Labelled]
 ) -> Iterator[tuple[Float[Tensor, "n outputs"], Float[Tensor, " n"]]]:
-    """What a head reads of the residues that have a code and a label, and their labels, batch after batch."""
-    for first in range(0, len(chains), _BATCH):
-        codes, labels = _padded(chains[first : first + _BATCH])
-        present = (codes >= 0) & ~labels.isnan()
-        yield head.eval()(codes)[present], labels[present]
+    """The same, batch after batch."""
+    head.eval()
+    for first in range(0, len(chains), BATCH):
+        yield _read_and_labels(head, codebook, chains[first : first + BATCH])
 
 
-def _chosen_by(head: ProbeHead, chains: Sequence[Labelled], kind: Kind) -> float:
-    return _measured(head, chains, kind)["spearman" if kind == "numbers" else "f1"]
+def _chosen_by(head: ProbeHead, codebook: Tensor | None, chains: Sequence[Labelled], kind: Kind) -> float:
+    read, labels = _together(_read(head, codebook, chains))
+    return _spearman(read, labels) if kind == "numbers" else _f1(read, labels, kind)
 
 
-def _measured(head: ProbeHead, chains: Sequence[Labelled], kind: Kind) -> dict[str, float]:
-    parts = list(_read(head, chains))
-    read, labels = (torch.cat(both) for both in zip(*parts, strict=True))
-    read = read.double()  # ranks are of logits: as probabilities in single precision some would be equal
+def _numbers(parts: Sequence[tuple[Float[Tensor, "_ outputs"], Float[Tensor, " _"]]], kind: Kind) -> dict[str, float]:
+    read, labels = _together(parts)
     if kind == "numbers":
-        return {"spearman": float(spearman_corrcoef(read[:, 0], labels.double()))}
+        return {"spearman": _spearman(read, labels)}
     if kind == "classes":
-        classes = read.shape[1]
-        chosen = read.argmax(1)
-        f1 = multiclass_f1_score(chosen, labels.long(), num_classes=classes, average="macro")
-        return {"f1": float(f1), "accuracy": float((chosen == labels).float().mean())}
+        return {
+            "f1": _f1(read, labels, kind),
+            "accuracy": float((read.argmax(1) == labels).float().mean()),
+        }
     batches = [float(binary_auroc(r[:, 0].double(), y.long())) for r, y in parts if 0 < y.sum() < len(y)]
     return {
         "auroc": float(binary_auroc(read[:, 0], labels.long())),
         "auroc_batch": sum(batches) / len(batches) if batches else math.nan,
-        "f1": float(binary_f1_score((read[:, 0] > 0).long(), labels.long())),
+        "f1": _f1(read, labels, kind),
     }
+
+
+def _together(
+    parts: Iterable[tuple[Float[Tensor, "_ outputs"], Float[Tensor, " _"]]],
+) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, " n"]]:
+    """All batches as one, in double precision: ranks are of logits, and as probabilities some would be equal."""
+    read, labels = (torch.cat(both).double() for both in zip(*parts, strict=True))
+    return read, labels
+
+
+def _spearman(read: Float[Tensor, "n 1"], labels: Float[Tensor, " n"]) -> float:
+    return float(spearman_corrcoef(read[:, 0], labels))
+
+
+def _f1(read: Float[Tensor, "n outputs"], labels: Float[Tensor, " n"], kind: Kind) -> float:
+    """Of the positive class, or where there are several the mean over classes."""
+    if kind == "binary":
+        return float(binary_f1_score((read[:, 0] > 0).long(), labels.long()))
+    f1 = multiclass_f1_score(read.argmax(1), labels.long(), num_classes=read.shape[1], average="macro")
+    return float(f1)

@@ -1,25 +1,24 @@
 """Sensitivity: do codes of two conformations differ as much as the conformations do?
 
-pairs of chains --encode--> two strings of codes --align--> score         score against TM-score --> correlation
+pairs of chains --encode--> two strings of tokens --align--> score         score against TM-score --> correlation
 """
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
-from numpy import ndarray
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
+from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
 
 from provq.errors import UserError
 from provq.modalities.protein.benchmark.alignment import global_alignment_score
-from provq.modalities.protein.benchmark.subjects import Subject
-from provq.modalities.protein.reading import read_structure
+from provq.modalities.protein.benchmark.encoded import EncodedChains
+from provq.modalities.protein.benchmark.subjects import vectors_of
+from provq.modalities.protein.benchmark.tables import file_below, rows_of
 from provq.training.log import advancing
 
 GAP = -10
@@ -52,47 +51,39 @@ def read_pairs(path: Path, columns: tuple[str, str, str] = ("file1", "file2", "t
     Raises:
         UserError: The file is not there, a column is missing, a number is none, or a path leads out of its folder.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; it should list pairs of chains: {', '.join(columns)}")
     pairs = []
-    with path.open(newline="") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                names, tm = tuple(row[column] for column in columns[:2]), float(row[columns[2]])
-            except (KeyError, TypeError, ValueError) as error:
-                expected = f"two files and a number ({', '.join(columns)})"
-                raise UserError(f"{path}, line {line}: expected {expected}: {error}") from error
-            first, second = (path.parent / name for name in names)
-            if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names) or not 0 <= tm <= 1:
-                raise UserError(f"{path}, line {line}: files lie below its folder, and tm is from 0 to 1")
-            pairs.append(ChainPair(first, second, tm))
+    for line, row in enumerate(rows_of(path, columns), start=2):
+        where = f"{path}, line {line}"
+        first, second = (file_below(path.parent, row[column], where) for column in columns[:2])
+        try:
+            tm = float(row[columns[2]])
+        except ValueError as error:
+            raise UserError(f"{where}: {columns[2]!r} is no number: {row[columns[2]]!r}") from error
+        if not 0 <= tm <= 1:
+            raise UserError(f"{where}: a TM-score is from 0 to 1, got {tm}")
+        pairs.append(ChainPair(first, second, tm))
     if not pairs:
         raise UserError(f"{path}: it lists no pairs")
     return pairs
 
 
-def align_pairs(subject: Subject, pairs: Sequence[ChainPair], title: str) -> list[Aligned]:
-    """Align the codes of each pair; pairs with a chain of more than 600 residues are left out.
+def align_pairs(chains: EncodedChains, pairs: Sequence[ChainPair], title: str) -> list[Aligned]:
+    """Align the tokens of each pair; pairs with a chain of more than 600 residues are left out.
 
-    Similarity of two codes is the cosine of their vectors times 100, a whole number rounded towards 0 from half
-    precision, as the benchmark has it.
+    Similarity of two residues is the cosine of the vectors of their codes, or of their own, times 100, a whole number
+    rounded towards 0 from half precision, as the benchmark has it.
 
     Raises:
         UserError: A file cannot be read, or holds several chains.
     """
-    vectors = normalize(subject.codebook.double(), dim=1)
-    similarity = (100 * vectors @ vectors.T).half().int().numpy()
-    codes: dict[Path, Int[ndarray, " length"]] = {}
     aligned = []
     for pair in advancing(pairs, len(pairs), title):
-        for path in pair[:2]:
-            if path not in codes:
-                codes[path] = _codes(subject, path)
-        first, second = codes[pair.first], codes[pair.second]
+        first, second = (chains.one_of(path).tokens for path in pair[:2])
         if max(len(first), len(second)) > LONGEST:
             continue
-        of_pair = similarity[np.ix_(first[first >= 0], second[second >= 0])]
-        aligned.append(Aligned(pair.tm, global_alignment_score(of_pair, GAP), (len(first), len(second))))
+        one, other = (_directions(vectors_of(chains.subject.codebook, tokens)) for tokens in (first, second))
+        similarity = (100 * one @ other.T).half().int().numpy()
+        aligned.append(Aligned(pair.tm, global_alignment_score(similarity, GAP), (len(first), len(second))))
     return aligned
 
 
@@ -109,28 +100,20 @@ def sensitivity(aligned: Sequence[Aligned]) -> dict[str, float]:
     lengths = torch.tensor([sum(each.lengths) for each in aligned], dtype=torch.float64)
     columns = {"": scores, "_normalised": 2 * scores / lengths, "_length": lengths}
     return {
-        f"{name}{column}": correlate(values, tms)
+        f"{name}{column}": correlation
         for column, values in columns.items()
-        for name, correlate in (("pearson", _pearson), ("spearman", _spearman))
+        for name, correlation in _correlations(values, tms).items()
     }
 
 
-def _codes(subject: Subject, path: Path) -> Int[ndarray, " length"]:
-    backbones = read_structure(path).backbones
-    if len(backbones) != 1:
-        raise UserError(f"{path}: it holds {len(backbones)} chains, and one is wanted; write it into a file of its own")
-    codes: Int[ndarray, " length"] = subject.encode(backbones[0]).numpy()
-    return codes
+def _directions(vectors: Float[Tensor, "length dim"]) -> Float[Tensor, "present dim"]:
+    return normalize(vectors[vectors.isfinite().all(1)].double(), dim=1)
 
 
-def _pearson(values: Float[Tensor, " n"], others: Float[Tensor, " n"]) -> float:
+def _correlations(values: Float[Tensor, " n"], others: Float[Tensor, " n"]) -> dict[str, float]:
     if len(values) < 2 or values.std() == 0 or others.std() == 0:
-        return math.nan
-    return float(torch.corrcoef(torch.stack((values, others)))[0, 1])
-
-
-def _spearman(values: Float[Tensor, " n"], others: Float[Tensor, " n"]) -> float:
-    from scipy.stats import rankdata
-
-    ranks = (torch.from_numpy(rankdata(each.numpy())) for each in (values, others))
-    return _pearson(*ranks)
+        return {"pearson": math.nan, "spearman": math.nan}
+    return {
+        "pearson": float(pearson_corrcoef(values, others)),
+        "spearman": float(spearman_corrcoef(values, others)),
+    }
