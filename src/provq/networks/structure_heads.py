@@ -3,8 +3,7 @@
     residues --to queries, keys--> pairs (q k, q - k) --mix--> logits of distances and of directions
     residues --inverse folding--> logits of amino acids
 
-Latents learn from the answers what a backbone alone asks for late or never: which residues are near, how they are
-turned to one another, and what the residue is.
+So latents are also asked which residues are near, how these are turned to one another, and which amino acid each is.
 """
 
 from typing import NamedTuple, final
