@@ -77,6 +77,28 @@ def test_items_may_have_an_order_of_their_own_and_are_told_what_comes():
     assert items.expected == [2, 1, 0, 4, 3, 2, 1, 0]
 
 
+class Words(Numbers):
+    """Item i has i + 1 positions, of the classes i, i + 1, ...; the first one knows none."""
+
+    def item(self, index, epoch):
+        values = torch.zeros(index + 1)
+        if index == 0:
+            return Item(values, -1, str(index))
+        return Item(values, -1, str(index), classes=torch.arange(index, 2 * index + 1))
+
+
+def test_classes_of_positions_are_filled_up_with_what_is_unknown():
+    (batch,) = evaluation_batches(Words(3), batch_size=4)
+    assert batch.classes.tolist() == [[-1, -1, -1], [1, 2, -1], [2, 3, 4]]
+    assert batch.classes.dtype == torch.int64
+    assert torch.equal(batch.values.isnan(), torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0]]).bool())
+
+
+def test_a_source_without_classes_of_positions_has_no_columns_of_them():
+    for batch in (*train(Numbers(5), steps=2), *evaluation_batches(Numbers(3), batch_size=4)):
+        assert batch.classes.shape == (len(batch.values), 0)
+
+
 def test_seeds_order_apart_and_each_repeats_itself():
     orders = [visits(train(Numbers(50), seed=seed)) for seed in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]

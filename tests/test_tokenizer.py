@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from provq.errors import UsageError, UserError
-from provq.networks import ConvolutionalDecoder, ConvolutionalEncoder
+from provq.networks import ConvolutionalDecoder, ConvolutionalEncoder, LocalFrameEncoder, StructureDecoder
 from provq.quantizers import Continuous, FiniteScalarQuantizer, ResidualQuantizer, VectorQuantizer
 from provq.tokenizer import Tokenizer, opened
 from provq.training.checkpoint import save_checkpoint
@@ -44,7 +44,7 @@ def pictures(number=2, height=16, width=8, seed=0):
 def test_encoding_and_decoding_is_the_forward_pass_in_evaluation_to_the_bit(quantizer):
     tokenizer = make(quantizer).eval()
     items = pictures()
-    output, indices, _ = tokenizer(items)
+    output, indices, *_ = tokenizer(items)
     assert torch.equal(tokenizer.encode(items), indices)
     assert torch.equal(tokenizer.decode(indices), output)
     assert indices.shape == (2, 4, 2)
@@ -125,7 +125,7 @@ def test_what_is_saved_is_read_again(quantizer, tmp_path):
         assert found.metadata == {"size": 16, "names": ["a", "b"]}
         assert found.fingerprint == tokenizer.fingerprint
         assert all(torch.equal(value, found.state_dict()[name]) for name, value in tokenizer.state_dict().items())
-        for one, other in zip(found(pictures(seed=1)), tokenizer.eval()(pictures(seed=1)), strict=True):
+        for one, other in zip(found(pictures(seed=1))[:3], tokenizer.eval()(pictures(seed=1))[:3], strict=True):
             assert torch.equal(one, other)
         torch.set_rng_state(random)
     assert {path.name for path in (tmp_path / "new/folder").iterdir()} == {"config.json", "model.safetensors"}
@@ -333,7 +333,7 @@ def test_the_decoder_is_told_how_many_stages_each_item_has():
     tokenizer = residual(dropout=0.7).train()
     items = pictures(24)
     with torch.no_grad():
-        output, indices, _ = tokenizer(items)
+        output, indices, *_ = tokenizer(items)
         depths = (indices >= 0).all((1, 2)).sum(-1)
         assert set(depths.tolist()) == {1, 2, 3}
         # The codes of the first stages by hand, added up, and each item alone.
@@ -383,3 +383,9 @@ def test_options_that_came_later_leave_fingerprints_and_configs_as_they_were():
     assert other.config["encoder"]["shortcuts"] and other.config["decoder"]["shortcuts"]
     again = Tokenizer.from_config(other.config)
     assert again.encoder.shortcuts and again.decoder.shortcuts
+    plain, asked = (
+        Tokenizer(LocalFrameEncoder(2, width=8), VectorQuantizer(2, 4), StructureDecoder(2, width=16, **heads)).config
+        for heads in ({}, {"pair_rows": 3, "inverse_folding": True})
+    )
+    assert asked["decoder"] == {**plain["decoder"], "pair_rows": 3, "inverse_folding": True}
+    assert len(Tokenizer.from_config(asked).decoder.beside) == 4

@@ -26,13 +26,15 @@ class Item(NamedTuple):
     """One thing to tokenize: its values, its class and the name by which its owner knows it.
 
     `label` is -1 where the source has no classes; `view` says which of several views of one thing this is, where an
-    augmentation makes several of it.
+    augmentation makes several of it. `classes` are those of its positions, int64, -1 where one is unknown; a source
+    that has none leaves them out.
     """
 
     values: Tensor
     label: int
     key: str
     view: str = "none"
+    classes: Int[Tensor, " positions"] = torch.empty(0, dtype=torch.int64)
 
 
 class Skipped(NamedTuple):
@@ -46,7 +48,7 @@ class Batch(NamedTuple):
     """Items stacked along a first axis, with what had to be skipped on the way.
 
     Items that differ in length alone, along their first axis, are filled up with NaN at their end; `lengths` are those
-    that they had.
+    that they had. `classes` are filled up with -1, and have no columns where no position has a class.
     """
 
     values: Tensor
@@ -55,6 +57,7 @@ class Batch(NamedTuple):
     skipped: tuple[Skipped, ...]
     views: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
+    classes: Int[Tensor, "b positions"] = torch.empty(0, 0, dtype=torch.int64)
 
 
 class Items(ABC):
@@ -291,16 +294,17 @@ def _collate(read: Sequence[_Read]) -> Batch | UserError:
             return error
     items = [item for item, _, _ in read if item is not None]
     return Batch(
-        values=_stacked([item.values for item in items]),
+        values=_stacked([item.values for item in items], math.nan),
         labels=torch.tensor([item.label for item in items], dtype=torch.int64),
         keys=tuple(item.key for item in items),
         skipped=tuple(gap for _, gaps, _ in read for gap in gaps),
         views=tuple(item.view for item in items),
         lengths=tuple(len(item.values) for item in items),
+        classes=_stacked([item.classes for item in items], -1),
     )
 
 
-def _stacked(values: Sequence[Tensor]) -> Tensor:
+def _stacked(values: Sequence[Tensor], filling: float) -> Tensor:
     if len({len(value) for value in values}) > 1:
-        return pad_sequence(list(values), batch_first=True, padding_value=math.nan)
+        return pad_sequence(list(values), batch_first=True, padding_value=filling)
     return torch.stack(list(values)) if values else torch.empty(0)

@@ -140,6 +140,7 @@ def build_parts(recipe: Recipe) -> Parts:
     metadata = {"data": describe(modality, modalities.KINDS)}
     tokenizer = Tokenizer.from_config({**tables, "metadata": metadata}, local=True)
     _check_shapes(tokenizer, modality)
+    objective.check(tokenizer)
     adversary = None if adversary_table is None else _adversary(adversary_table, modality, schedule, training)
     return Parts(modality, tokenizer, objective, adversary, training, schedule)
 

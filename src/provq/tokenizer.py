@@ -26,15 +26,19 @@ from provq.spec import build, describe
 
 FORMAT = 1
 # Options of networks that came later, at the values at which they change nothing.
-_LATER = {"stages": 1, "shortcuts": False}
+_LATER = {"stages": 1, "shortcuts": False, "pair_rows": 0, "inverse_folding": False}
 
 
 class Reconstruction(NamedTuple):
-    """What a tokenizer makes of a batch; `loss` is the quantizer's own."""
+    """What a tokenizer makes of a batch; `loss` is the quantizer's own.
+
+    `beside` is what the decoder says of the items in training, by name, for an objective to judge; most say nothing.
+    """
 
     output: Float[Tensor, "b ..."]
     indices: Int[Tensor, "b ..."]
     loss: Float[Tensor, ""]
+    beside: Mapping[str, Tensor]
 
 
 @final
@@ -75,7 +79,8 @@ class Tokenizer(nn.Module):
     def forward(self, items: Float[Tensor, "b ..."]) -> Reconstruction:
         """Items through the bottleneck: blended by hardness in training, hard in evaluation."""
         quantized, indices, loss = self.quantizer(self.encoder(items))
-        return Reconstruction(decoded(self.decoder, self.quantizer, quantized, indices), indices, loss)
+        output, beside = self.decoder.with_beside(quantized, *_stages(self.decoder, self.quantizer, indices))
+        return Reconstruction(output, indices, loss, beside)
 
     def encode(self, items: Float[Tensor, "b ..."]) -> Int[Tensor, "b ..."]:
         """The tokens of items, always hard.
@@ -276,9 +281,16 @@ def decoded(
     decoder: Decoder, quantizer: Quantizer, values: Float[Tensor, "b ... dim"], indices: Int[Tensor, "b ..."]
 ) -> Float[Tensor, "b ..."]:
     """What a decoder makes of values; one of several stages is told of how many codebooks each item has tokens."""
-    # It is known beforehand which decoder this is, so a compiled graph holds one of the two.
-    output: Tensor = decoder(values) if decoder.stages == 1 else decoder(values, quantizer.prefix(indices))
+    output: Tensor = decoder(values, *_stages(decoder, quantizer, indices))
     return output
+
+
+def _stages(
+    decoder: Decoder, quantizer: Quantizer, indices: Int[Tensor, "b ..."]
+) -> tuple[()] | tuple[Int[Tensor, " b"]]:
+    """What a decoder takes beside values."""
+    # It is known beforehand which decoder this is, so a compiled graph holds one of the two.
+    return () if decoder.stages == 1 else (quantizer.prefix(indices),)
 
 
 def opened(tokenizer: Tokenizer | str | Path) -> Tokenizer:

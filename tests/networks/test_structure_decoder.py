@@ -146,13 +146,15 @@ def test_every_weight_has_a_share_in_the_backbone():
     assert [name for name, share in shares.items() if not share.abs().max() > 1e-12] == []
 
 
+@pytest.mark.parametrize("heads", [{}, {"pair_rows": 3, "inverse_folding": True}], ids=["no heads", "heads"])
 @pytest.mark.parametrize("full", [False, True])
-def test_at_two_thousand_residues_nothing_has_the_size_of_all_pairs(full):
-    decoder, latents = StructureDecoder(3, width=16, depth=1, heads=2), noise(1, 2000, 3).float()
+def test_at_two_thousand_residues_nothing_has_the_size_of_all_pairs(full, heads):
+    decoder, latents = StructureDecoder(3, width=16, depth=1, heads=2, **heads), noise(1, 2000, 3).float()
     if not full:
         latents[0, 7] = math.nan
     with LargestTensor() as largest:
-        decoder(latents).nansum().backward()
+        backbones, beside = decoder.with_beside(latents)
+        sum([backbones.nansum(), *(beside[name].sum() for name in beside if name != "rows")]).backward()
     assert largest.bytes < 2000 * 2000
 
 
@@ -171,6 +173,76 @@ def test_autocast_gives_places_in_full_precision():
     cast = decoder.bfloat16()(latents.bfloat16())
     assert cast.dtype == torch.float32
     assert cast.isfinite().all()
+
+
+def test_heads_change_no_other_weight_and_no_backbone_and_are_asked_in_training_alone():
+    torch.manual_seed(0)
+    plain = StructureDecoder(3, **SMALL)
+    torch.manual_seed(0)
+    decoder = StructureDecoder(3, **SMALL, pair_rows=4, inverse_folding=True)
+    weights = decoder.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in plain.state_dict().items())
+    latents = padded(6, 9).float()
+    backbones, beside = decoder.with_beside(latents)
+    assert torch.equal(backbones.nan_to_num(), plain(latents).nan_to_num())
+    assert {name: tuple(value.shape) for name, value in beside.items()} == {
+        "rows": (2, 4),
+        "binned_distance": (2, 4, 9, 64),
+        "binned_direction": (2, 4, 9, 6, 16),
+        "inverse_folding": (2, 9, 20),
+    }
+    assert tuple(beside) == decoder.beside
+    for network, training in ((plain, True), (decoder, False)):
+        backbones, beside = network.train(training).with_beside(latents)
+        assert beside == {}
+        assert torch.equal(backbones.nan_to_num(), plain(latents).nan_to_num())
+    assert (plain.beside, len(plain.state_dict())) == ((), len(weights) - 8 - 6)
+
+
+def test_pairs_are_seen_by_products_and_differences_of_queries_and_keys():
+    decoder, latents = awake(pair_rows=3), noise(1, 7, 3)
+    given = []
+    decoder.pair_head.register_forward_hook(lambda module, arguments, output: given.append(arguments[0]))
+    _, beside = decoder.with_beside(latents)
+    queries, keys = decoder.pair_head.queries_keys(given[0][0]).split(64, dim=-1)
+    for row, i in enumerate(beside["rows"][0].tolist()):
+        for j in range(7):
+            logits = decoder.pair_head.mix(torch.cat((queries[i] * keys[j], queries[i] - keys[j])))
+            assert_close(beside["binned_distance"][0, row, j], logits[:64])
+            assert_close(beside["binned_direction"][0, row, j].flatten(), logits[64:])
+
+
+def test_padding_changes_nothing_that_heads_say_and_is_drawn_for_no_row():
+    decoder, lengths = awake(pair_rows=20, inverse_folding=True), (3, 11, 7)
+    latents = padded(*lengths)
+    latents[1, 4] = math.nan
+    _, together = decoder.with_beside(latents)
+    for item, length in enumerate(lengths):
+        _, alone = decoder.with_beside(latents[item : item + 1, :length])
+        there = latents[item, :length].isfinite().all(-1)
+        in_order = [
+            {
+                int(row): beside["binned_distance"][place, number, :length]
+                for number, row in enumerate(beside["rows"][place, : int(there.sum())])
+            }
+            for place, beside in ((item, together), (0, alone))
+        ]
+        assert in_order[0].keys() == in_order[1].keys() == set(there.nonzero()[:, 0].tolist())
+        for row, logits in in_order[0].items():
+            assert_close(logits[there], in_order[1][row][there], rtol=1e-9, atol=1e-9)
+        said = [together["inverse_folding"][item, :length], alone["inverse_folding"][0]]
+        assert_close(said[0][there], said[1][there], rtol=1e-9, atol=1e-9)
+
+
+def test_every_weight_has_a_share_in_what_heads_say():
+    decoder = awake(pair_rows=4, inverse_folding=True)
+    _, beside = decoder.with_beside(noise(2, 9, 3))
+    answers = torch.cat([beside[name].flatten() for name in decoder.beside if name != "rows"])
+    shares = gradients(decoder, answers)
+    assert [name for name, share in shares.items() if share is None or not share.abs().max() > 1e-12] == [
+        "frame.weight",
+        "frame.bias",
+    ]
 
 
 def test_with_an_encoder_it_learns_to_give_back_what_went_in():
@@ -192,7 +264,7 @@ def test_with_an_encoder_it_learns_to_give_back_what_went_in():
 
 
 def test_a_recipe_makes_the_decoder_and_its_weights_make_it_again(tmp_path):
-    recipe = {"kind": "structure", "dim": 3, **SMALL}
+    recipe = {"kind": "structure", "dim": 3, **SMALL, "pair_rows": 0, "inverse_folding": False}
     decoder, again = build(recipe, DECODERS, where="decoder"), build(recipe, DECODERS, where="decoder")
     assert isinstance(decoder, Decoder)
     assert describe(decoder, DECODERS) == recipe
@@ -209,6 +281,8 @@ def test_a_recipe_makes_the_decoder_and_its_weights_make_it_again(tmp_path):
         ({"dim": 0}, ".dim: input should be greater than or equal to 1, got 0"),
         ({"width": 0}, ".width: input should be greater than or equal to 1, got 0"),
         ({"depth": -1}, ".depth: input should be greater than or equal to 0, got -1"),
+        ({"pair_rows": -1}, ".pair_rows: input should be greater than or equal to 0, got -1"),
+        ({"inverse_folding": 1}, ".inverse_folding: input should be a valid boolean, got 1"),
         ({"heads": 0}, ".heads: input should be greater than or equal to 1, got 0"),
         ({"width": 100, "heads": 8}, ": width must be a multiple of 4 * heads = 32, got 100; nearest: 96"),
     ],

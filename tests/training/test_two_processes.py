@@ -49,6 +49,15 @@ IN_PARTS = {
     # A norm that is passed at every step, to which all ranks have to bring their parts.
     "training": {**RECIPE["training"], "clip": 0.01, "checkpoint_every": 8, "keep_checkpoints": 2},
 }
+HEADS = {
+    "extends": "protein/tiny",
+    "data": {"crop": 24},
+    "encoder": {"width": 16, "depth": 1, "neighbours": 4},
+    "quantizer": {"dim": 4, "codebook_size": 16},
+    "decoder": {"width": 16, "depth": 1, "heads": 2, "pair_rows": 6, "inverse_folding": True},
+    "objective": {"binned_distance": 1.0, "binned_direction": 1.0, "inverse_folding": 1.0},
+    "training": {"steps": 6, "batch_size": 4, "log_every": 1, "probe_every": 3, "probe_items": 4},
+}
 
 
 def run(recipe, out, processes, *more):
@@ -100,6 +109,14 @@ def test_networks_in_parts_lose_what_whole_ones_lose_and_go_on_to_the_bit(tmp_pa
     run(IN_PARTS, out, 2, "training.strategy=fsdp", "--resume", "auto")
     assert (last / "model.safetensors").read_bytes() == undisturbed
     assert Tokenizer.from_pretrained(out).codebook_sizes == (32,)
+
+
+def test_a_decoder_in_parts_says_beside_items_what_a_whole_one_says(tmp_path):
+    # Two ranks draw other pairs than one process does, so whole networks are trained on two as well.
+    whole, _ = run(HEADS, tmp_path / "whole", 2)
+    parts, _ = run(HEADS, tmp_path / "parts", 2, "training.strategy=fsdp")
+    assert_same(whole, parts)
+    assert all(record["loss_binned_distance"] > 1 for record in whole if record["event"] == "train")
 
 
 @pytest.mark.parametrize("also", [{"average_decay": 0.9}, {"compile": True}, {"precision": "16-mixed"}])

@@ -56,7 +56,8 @@ def _cost_of_tokenizer(recipe: "Recipe") -> str:
         f"# tokens an item  {of_item.tokens:,}, {of_item.bits:,.0f} bits\n"
         f"# FLOPs an item   {sum(of_item.flops.values()):,} forward  ({_by_part(of_item.flops)}); "
         "three times as many in training\n"
-        f"# whole training  {hours:,.2g} hours of an A100 at 35 % of its peak, estimated, without adversary and LPIPS\n"
+        f"# whole training  {hours:,.2g} hours of an A100 at 35 % of its peak, estimated, "
+        "without adversary, LPIPS and heads\n"
     )
 
 

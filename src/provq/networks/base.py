@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 
@@ -32,14 +32,22 @@ class Decoder(nn.Module, ABC):
         dim: Length of a latent.
         stages: 1, or the number of codebooks that the decoder tells apart: then it takes as a second argument of how
             many of them each item is made, int64 of shape (b,) from 1 to `stages`, and of all where it is left out.
+        beside: Names of what `with_beside` gives in training.
     """
 
     dim: int
     stages: int = 1
+    beside: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, latents: Float[Tensor, "b ... dim"]) -> Float[Tensor, "b ..."]:
         """Items such as the encoder takes."""
+
+    def with_beside(
+        self, latents: Float[Tensor, "b ... dim"], *stages: Int[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b ..."], dict[str, Tensor]]:
+        """The items of `forward`, and by name what heads say beside them for an objective to judge; here nothing."""
+        return self(latents, *stages), {}
 
 
 class FeatureNetwork(nn.Module, ABC):

@@ -3,21 +3,23 @@
     (b, length, dim) --embed--> (b, length, width) --blocks, norm--> --frame--> 9 numbers: a move, and two directions
     --Gram-Schmidt--> frames --on an ideal residue--> N, CA, C --planes of peptide bonds--> O     (b, length, 4, 3)
 
-The chain lies where it will: only what is within it means something.
+The chain lies where it will: only what is within it means something. In training heads may be asked as well for
+distances, directions and amino acids (`structure_heads`).
 """
 
 import math
 from typing import Annotated, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
 from provq.errors import UsageError
 from provq.networks.base import Decoder
+from provq.networks.structure_heads import PairHead, inverse_folding_head
 from provq.networks.transformer import TransformerBlock, rotary_positions
-from provq.ops.frames import IDEAL_ATOMS, Frames, axes, place_oxygens, to_chain
+from provq.ops.frames import IDEAL_ATOMS, Frames, axes, drawn_rows, place_oxygens, to_chain
 from provq.ops.masking import is_seen
 from provq.spec import checked
 
@@ -33,6 +35,9 @@ class StructureDecoder(Decoder):
         width: Channels of a token; a multiple of four times `heads`.
         depth: Transformer blocks.
         heads: Attention heads a block.
+        pair_rows: Of how many residues of a chain, drawn anew for each batch, distances and directions to all others
+            are told in bins beside a backbone, in training; 0 has no such head.
+        inverse_folding: Whether amino acids are told beside it, in training.
 
     Raises:
         UsageError: An argument is out of bounds, or `width` does not divide into heads of a multiple of 4 channels.
@@ -45,6 +50,8 @@ class StructureDecoder(Decoder):
         width: Annotated[int, Field(ge=1)] = 128,
         depth: Annotated[int, Field(ge=0)] = 4,
         heads: Annotated[int, Field(ge=1)] = 4,
+        pair_rows: Annotated[int, Field(ge=0)] = 0,
+        inverse_folding: bool = False,
     ) -> None:
         super().__init__()
         step = 4 * heads
@@ -58,10 +65,39 @@ class StructureDecoder(Decoder):
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.frame = nn.Linear(width, 3 + 3 + 3)
+        # Last, so that one seed gives all else the same weights with heads and without.
+        self.pair_rows, self.inverse_folding = pair_rows, inverse_folding
+        self.pair_head = PairHead(width) if pair_rows else None
+        self.residue_head = inverse_folding_head(width) if inverse_folding else None
+        self.beside = (
+            *(("rows", "binned_distance", "binned_direction") if pair_rows else ()),
+            *(("inverse_folding",) if inverse_folding else ()),
+        )
 
     def forward(self, latents: Float[Tensor, "b length dim"]) -> Float[Tensor, "b length 4 3"]:
         """Backbones in angstrom, at least in float32, NaN where a latent is not finite: there is no residue."""
         present = latents.isfinite().all(-1)
+        return self._backbones(self._residues(latents, present), present)
+
+    def with_beside(
+        self, latents: Float[Tensor, "b length dim"], *stages: Int[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b length 4 3"], dict[str, Tensor]]:
+        """Backbones, and in training what heads say: `rows`, and logits by the names of the terms that judge them."""
+        if not (self.beside and self.training):
+            return super().with_beside(latents, *stages)
+        present = latents.isfinite().all(-1)
+        residues = self._residues(latents, present)
+        beside = {}
+        if self.pair_head is not None:
+            beside["rows"], _ = drawn_rows(present, self.pair_rows)
+            beside["binned_distance"], beside["binned_direction"] = self.pair_head(residues, beside["rows"])
+        if self.residue_head is not None:
+            beside["inverse_folding"] = self.residue_head(residues)
+        return self._backbones(residues, present), beside
+
+    def _residues(
+        self, latents: Float[Tensor, "b length dim"], present: Bool[Tensor, "b length"]
+    ) -> Float[Tensor, "b length width"]:
         tokens = self.embed(torch.where(present[..., None], latents, 0.0))
         # Under autocast a linear map gives bfloat16; what all blocks add to keeps the precision of the weights.
         tokens = tokens.to(self.embed.weight.dtype)
@@ -71,14 +107,17 @@ class StructureDecoder(Decoder):
         for block in self.blocks:
             tokens = block(tokens, rotary, mask)
         with torch.autocast(latents.device.type, enabled=False):
-            backbones = self._backbones(self.norm(tokens))
+            residues: Tensor = self.norm(tokens)
+        return residues
+
+    def _backbones(
+        self, residues: Float[Tensor, "b length width"], present: Bool[Tensor, "b length"]
+    ) -> Float[Tensor, "b length 4 3"]:
+        with torch.autocast(residues.device.type, enabled=False):
+            numbers: Tensor = self.frame(residues)
+            numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+            moves, first, second = torch.split(numbers, 3, dim=-1)
+            backbones = to_chain(Frames(axes(first, second), _UNIT * moves), moves.new_tensor(IDEAL_ATOMS))
             oxygens = place_oxygens(backbones, present)
         backbones = torch.cat((backbones, oxygens[..., None, :]), dim=-2)
         return torch.where(present[..., None, None], backbones, math.nan)
-
-    def _backbones(self, tokens: Float[Tensor, "b length width"]) -> Float[Tensor, "b length 3 3"]:
-        """N, CA and C."""
-        numbers: Tensor = self.frame(tokens)
-        numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
-        moves, first, second = torch.split(numbers, 3, dim=-1)
-        return to_chain(Frames(axes(first, second), _UNIT * moves), moves.new_tensor(IDEAL_ATOMS))

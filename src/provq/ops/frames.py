@@ -59,6 +59,13 @@ def is_present(backbone: Float[Tensor, "*batch 4 3"]) -> Bool[Tensor, "*batch"]:
     return backbone[..., :3, :].isfinite().all(-1).all(-1)
 
 
+def drawn_rows(present: Bool[Tensor, "b length"], number: int) -> tuple[Int[Tensor, "b rows"], Bool[Tensor, "b rows"]]:
+    """So many residues of each chain by chance, and which of them count: a shorter one has fewer."""
+    keys = torch.where(present, torch.rand(present.shape, device=present.device), 2.0)
+    drawn, rows = keys.topk(min(number, present.shape[1]), largest=False)
+    return rows, drawn < 2
+
+
 def residue_frames(backbone: Float[Tensor, "*batch 4 3"]) -> Frames:
     """The frame of each residue: CA is its origin, x points from C to CA, N is in the half-plane of x and y.
 

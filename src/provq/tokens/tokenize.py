@@ -269,6 +269,7 @@ def _together(tokenizer: Tokenizer, batch: Batch) -> tuple[Batch, Int[Tensor, "b
         tuple(skipped),
         tuple(batch.views[place] for place in kept),
         tuple(batch.lengths[place] for place in kept),
+        batch.classes[kept],
     )
     return rest, torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.int64)
 

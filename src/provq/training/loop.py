@@ -120,7 +120,7 @@ def fit(
         for part in trainee.parts_of(batch):
             with trainee.accumulating(part):
                 made = trainee.model(part.values)
-                terms = objective(made, part.values)
+                terms = objective(made, part)
                 if adversary is not None and adversary.is_seen:
                     likeness = torch.stack([term for name, term in terms.items() if name != "quantizer"]).sum()
                     with fabric.autocast():

@@ -15,13 +15,21 @@ from torch.nn.functional import l1_loss, mse_loss
 from provq.errors import UsageError
 from provq.networks.perceptual import PerceptualDistance
 from provq.spec import checked
-from provq.tokenizer import Reconstruction
+from provq.tokenizer import Reconstruction, Tokenizer
+from provq.training.trainee import Part
 
 Weight = Annotated[float, Field(ge=0)]
 
 
 class Objective(ABC):
     """Terms with names, the sum of which is to become small."""
+
+    def check(self, tokenizer: Tokenizer) -> None:  # noqa: B027  most take any
+        """Hook: see to it that a tokenizer gives all that is asked of it. Nothing by default.
+
+        Raises:
+            UsageError: It does not.
+        """
 
     def load(self, device: torch.device) -> None:  # noqa: B027  most need nothing
         """Hook: read, before the first batch, what is needed beside the tokenizer. Nothing by default.
@@ -31,7 +39,7 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def __call__(self, made: Reconstruction, items: Float[Tensor, "b ..."]) -> dict[str, Float[Tensor, ""]]:
+    def __call__(self, made: Reconstruction, part: Part) -> dict[str, Float[Tensor, ""]]:
         """The terms by name, weighted; their sum is the loss, and the quantizer's own is called "quantizer"."""
 
 
@@ -77,7 +85,7 @@ class LikenessObjective(Objective):
         if self.perceptual != "none":
             self._distance = PerceptualDistance(self.perceptual).to(device)
 
-    def __call__(self, made: Reconstruction, items: Float[Tensor, "b ..."]) -> dict[str, Float[Tensor, ""]]:
+    def __call__(self, made: Reconstruction, part: Part) -> dict[str, Float[Tensor, ""]]:
         """The terms by name, weighted; their sum is the loss.
 
         Raises:
@@ -85,13 +93,13 @@ class LikenessObjective(Objective):
         """
         terms = {}
         if self.l2:
-            terms["l2"] = self.l2 * mse_loss(made.output, items)
+            terms["l2"] = self.l2 * mse_loss(made.output, part.values)
         if self.l1:
-            terms["l1"] = self.l1 * l1_loss(made.output, items)
+            terms["l1"] = self.l1 * l1_loss(made.output, part.values)
         if self.perceptual != "none":
             if self._distance is None:
                 raise UsageError("LikenessObjective: with a perceptual network call load() before the first batch")
-            terms["perceptual"] = self.perceptual_weight * self._distance(made.output, items)
+            terms["perceptual"] = self.perceptual_weight * self._distance(made.output, part.values)
         if self.quantizer:
             terms["quantizer"] = self.quantizer * made.loss
         return terms

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
@@ -37,6 +37,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
         # Hand-overs and measurements call each by itself, so each is cut up again after every call.
         fully_shard(network, mesh=within, reshard_after_forward=True)
     if isinstance(model, Tokenizer):
+        if model.decoder.beside:  # then what training calls of it is not its forward pass
+            register_fsdp_forward_method(model.decoder, "with_beside")
         for parameter in model.quantizer.parameters():
             parameter.register_post_accumulate_grad_hook(_average)  # type: ignore[no-untyped-call]
     return model

@@ -44,6 +44,7 @@ class Part(NamedTuple):
 
     values: Tensor
     labels: Int[Tensor, " b"]
+    classes: Int[Tensor, "b positions"]
     share: float
     is_last: bool
 
@@ -85,10 +86,10 @@ class Trainee(Generic[Module]):
 
     def parts_of(self, batch: Batch) -> Iterator[Part]:
         """This rank's batch in the parts in which it is to be worked off."""
-        values = self._fabric.to_device(batch.values).chunk(self._training.accumulate)
-        labels = self._fabric.to_device(batch.labels).chunk(self._training.accumulate)
-        for number, (some, theirs) in enumerate(zip(values, labels, strict=True), start=1):
-            yield Part(some, theirs, len(some) / len(batch.values), number == len(values))
+        tensors = (batch.values, batch.labels, batch.classes)
+        chunks = [self._fabric.to_device(tensor).chunk(self._training.accumulate) for tensor in tensors]
+        for number, (values, labels, classes) in enumerate(zip(*chunks, strict=True), start=1):
+            yield Part(values, labels, classes, len(values) / len(batch.values), number == len(chunks[0]))
 
     def accumulating(self, part: Part) -> AbstractContextManager[None]:
         """Where the loss of a part is taken: gradients are exchanged with the last part."""

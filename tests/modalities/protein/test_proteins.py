@@ -14,8 +14,10 @@ from provq.modalities import Proteins
 from provq.modalities.protein import write_structure
 from provq.modalities.protein.chains import Crops, WholeChains, read_chains
 from provq.modalities.protein.quality import StructureQuality
+from provq.modalities.protein.structure import AMINO_ACIDS, Backbone, Residue
 from provq.modalities.protein.synthetic import synthetic_backbone
 from provq.recipe import build_parts, load
+from provq.training.trainee import Part
 
 SMALL = [
     "encoder.width=16",
@@ -79,6 +81,30 @@ def test_windows_move_from_epoch_to_epoch_and_are_parts_of_the_chain(folder):
     assert torch.equal(items.item(0, 5).values, whole.item(0, 0).values)
 
 
+def test_items_know_their_amino_acids_and_windows_are_cut_along_with_them(tmp_path):
+    pytest.importorskip("gemmi")
+    names = ["ALA", "TRP", "MSE", "SEP", "VAL", "GLY", "MET", "ARG", "HIS", "UNK"] * 3
+    made = synthetic_backbone(len(names), 0)
+    residues = tuple(Residue(number, "", name) for number, name in enumerate(names))
+    write_structure(tmp_path / "named.cif", [Backbone("A", residues, made.coordinates, made.b_factors)])
+    chains = read_chains(str(tmp_path / "named.cif"), split="train")
+    assert len(set(AMINO_ACIDS)) == 20
+    expected = [AMINO_ACIDS.find(letter) for letter in "AWMXVGMRHX" * 3]
+    assert expected.count(-1) == 6
+    whole = WholeChains(chains).item(0, 0)
+    assert whole.classes.tolist() == expected
+    for epoch in range(6):
+        window = Crops(chains, length=8, seed=0).item(0, epoch)
+        (first,) = (s for s in range(23) if torch.equal(whole.values[s : s + 8], window.values))
+        assert window.classes.tolist() == expected[first : first + 8]
+
+
+def test_synthetic_chains_have_no_amino_acids_that_could_be_learned():
+    (batch,) = training_batches(Proteins().training_items(0), batch_size=3, seed=0, first_step=0, steps=1)
+    assert batch.classes.shape == batch.values.shape[:2]
+    assert (batch.classes == -1).all()
+
+
 def test_chains_of_several_lengths_make_one_batch_filled_up_with_nan(folder):
     (batch,) = evaluation_batches(Proteins(val=str(folder)).held_out_items(), batch_size=8)
     assert batch.lengths == (12, 30, 45, 20)
@@ -107,7 +133,7 @@ def test_what_is_missing_has_no_token_and_changes_no_other(folder):
 
 def test_encoding_and_decoding_is_the_forward_pass(folder):
     model, values = tokenizer(), evaluation_of(folder).values
-    output, indices, loss = model(values)
+    output, indices, loss, _ = model(values)
     assert torch.equal(model.encode(values), indices)
     torch.testing.assert_close(model.decode(indices), output, rtol=0, atol=0, equal_nan=True)
     assert loss.isfinite()
@@ -125,7 +151,7 @@ def test_training_with_padding_leaves_everything_finite(folder):
         Crops(read_chains(str(folder), split="train"), length=24, seed=0), batch_size=4, seed=0, first_step=0, steps=1
     )
     model.quantizer.hardness.fill_(0.5)
-    terms = parts.objective(model(batch.values), batch.values)
+    terms = parts.objective(model(batch.values), part_of(batch))
     assert list(terms) == ["distance", "direction", "aligned", "superposed", "quantizer"]
     torch.stack(list(terms.values())).sum().backward()
     for name, parameter in model.named_parameters():
@@ -182,6 +208,10 @@ def test_arms_are_compared_and_take_the_learning_rate_of_the_least_rmsd(tmp_path
         }
         assert row["learning_rate"] == pytest.approx(0.002 * min(trials, key=trials.__getitem__))
     assert "RMSD" in (tmp_path / "c" / "compare.html").read_text()
+
+
+def part_of(batch):
+    return Part(batch.values, batch.labels, batch.classes, 1.0, True)
 
 
 def evaluation_of(folder):

@@ -13,11 +13,11 @@ from provq.modalities.protein.losses import (
     aligned_error,
     direction_error,
     distance_error,
-    drawn_rows,
     superposed_error,
 )
 from provq.modalities.protein.superposition import backbone_squares
 from provq.modalities.protein.synthetic import synthetic_backbone
+from provq.ops.frames import drawn_rows, is_present
 
 LOSSES = (distance_error, direction_error, aligned_error)
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
@@ -189,7 +189,7 @@ def test_drawn_rows_are_present_and_none_is_drawn_twice(seed, wanted):
     torch.manual_seed(seed)
     batch = torch.nn.utils.rnn.pad_sequence([chain(4), chain(9)], batch_first=True, padding_value=math.nan)
     batch[1, 3] = math.nan
-    rows, counts = drawn_rows(batch, wanted)
+    rows, counts = drawn_rows(is_present(batch), wanted)
     assert counts.sum(1).tolist() == [min(4, wanted), min(8, wanted)]
     for own, counted, there in zip(rows, counts, ({0, 1, 2, 3}, {0, 1, 2, 4, 5, 6, 7, 8}), strict=True):
         drawn = own[counted].tolist()
@@ -200,6 +200,6 @@ def test_drawn_rows_are_present_and_none_is_drawn_twice(seed, wanted):
 def test_every_residue_is_drawn_as_often():
     torch.manual_seed(0)
     batch = chain(8)[None].expand(4000, -1, -1, -1)
-    rows, _ = drawn_rows(batch, 2)
+    rows, _ = drawn_rows(is_present(batch), 2)
     shares = torch.bincount(rows.flatten(), minlength=8) / 4000
     assert (shares - 0.25).abs().max() < 0.03

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from provq.data import Item, Items, Skipped, mixed_seed
@@ -24,10 +25,14 @@ _SYNTHETIC_LENGTHS = (40, 160)
 
 
 class Chain(NamedTuple):
-    """One chain: the name by which its owner knows it, and its backbone in angstrom, NaN where an atom is missing."""
+    """One chain: the name by which its owner knows it, and its backbone in angstrom, NaN where an atom is missing.
+
+    `amino_acids` are those of `Backbone`, -1 where one is unknown.
+    """
 
     key: str
     coordinates: Float[Tensor, "length 4 3"]
+    amino_acids: Int[Tensor, " length"]
 
 
 def read_chains(data: str, *, split: Split) -> list[Chain | Skipped]:
@@ -69,7 +74,9 @@ class WholeChains(Items):
     def item(self, index: int, epoch: int) -> Item | Skipped:
         """The chain at `index`, the same in every epoch."""
         chain = self.chains[index]
-        return chain if isinstance(chain, Skipped) else Item(chain.coordinates, -1, chain.key)
+        if isinstance(chain, Skipped):
+            return chain
+        return Item(chain.coordinates, -1, chain.key, classes=chain.amino_acids)
 
 
 @final
@@ -97,7 +104,8 @@ class Crops(Items):
             return chain
         places = max(1, len(chain.coordinates) - self.length + 1)
         first = mixed_seed(self.seed, epoch, index) % places
-        return Item(chain.coordinates[first : first + self.length], -1, chain.key)
+        window = slice(first, first + self.length)
+        return Item(chain.coordinates[window], -1, chain.key, classes=chain.amino_acids[window])
 
 
 def _chains_of(path: Path, name: str) -> list[Chain | Skipped]:
@@ -109,7 +117,7 @@ def _chains_of(path: Path, name: str) -> list[Chain | Skipped]:
     for backbone in backbones:
         key = name if len(backbones) == 1 else f"{name}:{backbone.chain}"
         if bool(backbone.complete.any()):
-            found.append(Chain(key, backbone.coordinates))
+            found.append(Chain(key, backbone.coordinates, backbone.amino_acids))
         else:
             found.append(Skipped(key, "no residue has N, CA and C"))
     return found
@@ -121,5 +129,7 @@ def _synthetic_chains(split: Split) -> list[Chain]:
     for number in range(_SYNTHETIC_CHAINS[split]):
         seed = mixed_seed(0 if split == "train" else 1, number)
         length = shortest + seed % (longest - shortest + 1)
-        chains.append(Chain(f"synthetic-{split}-{number}", synthetic_backbone(length, seed).coordinates))
+        # That all are alanines says nothing, and is nothing to learn.
+        unknown = torch.full((length,), -1)
+        chains.append(Chain(f"synthetic-{split}-{number}", synthetic_backbone(length, seed).coordinates, unknown))
     return chains

@@ -3,30 +3,25 @@
 Residues are compared pairwise: some, the `rows`, with all. What either of a pair lacks (NaN) does not count. Distances
 and directions are those of ESM3 (10.1126/science.ads0018), but masked residue by residue; the frame-aligned error is
 that of AlphaFold 2. The error after superposition compares each residue with itself alone, and clamps nothing.
+
+The last three errors are of what heads of a decoder say beside a backbone: of bins, for pairs of rows with all other
+residues (those of ESM3 too), and of amino acids.
 """
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from provq.modalities.protein.structure import CA, C, N, chain_breaks
 from provq.modalities.protein.superposition import backbone_squares
-from provq.ops.frames import is_present, of_neighbours, residue_frames, to_residue
+from provq.ops.frames import is_present, of_neighbours, residue_frames, to_residue, virtual_cb
 
 _ATOMS = 3  # N, CA and C
 _LARGEST_SQUARE = 25.0  # square angstrom; errors of 5 angstrom and more count alike
 _LARGEST_PRODUCT = 20.0
 _LARGEST_DISTANCE = 10.0  # angstrom
-
-
-def drawn_rows(
-    backbone: Float[Tensor, "b length 4 3"], number: int
-) -> tuple[Int[Tensor, "b rows"], Bool[Tensor, "b rows"]]:
-    """So many residues of each chain by chance, and which of them count: a shorter one has fewer."""
-    present = is_present(backbone)
-    keys = torch.where(present, torch.rand(present.shape, device=present.device), 2.0)
-    drawn, rows = keys.topk(min(number, present.shape[1]), largest=False)
-    return rows, drawn < 2
+_FIRST_EDGE, _BIN = 2.3125, 0.3075  # angstrom; where the first bin of distances ends, and how wide those behind it are
 
 
 def distance_error(
@@ -104,13 +99,70 @@ def superposed_error(output: Float[Tensor, "b length 4 3"], target: Float[Tensor
     return (squares.where(present, 0.0).sum() / present.sum().clamp_min(1)).float()
 
 
+def binned_distance_error(
+    logits: Float[Tensor, "b rows length bins"],
+    target: Float[Tensor, "b length 4 3"],
+    rows: Int[Tensor, "b rows"],
+    counts: Bool[Tensor, "b rows"],
+) -> Float[Tensor, ""]:
+    """The mean cross-entropy of the bins of distances from (virtual) CB to CB, of 2.3125 + 0.3075 i angstrom.
+
+    Shorter distances are in the first bin, longer ones in the last.
+
+    Args:
+        logits: Of bins, for pairs of the rows with all residues.
+        target: The backbones that are right.
+        rows: The residues that are paired with all others.
+        counts: Which of these there are.
+    """
+    present = is_present(target)
+    distances = _distances(virtual_cb(_atoms(target, present))[:, :, None], rows)
+    bins = _binned(distances, _FIRST_EDGE, _BIN, logits.shape[-1])
+    return _mean(_surprise(logits, bins), _pairs_of_two(rows, counts, present))
+
+
+def binned_direction_error(
+    logits: Float[Tensor, "b rows length 6 bins"],
+    target: Float[Tensor, "b length 4 3"],
+    rows: Int[Tensor, "b rows"],
+    counts: Bool[Tensor, "b rows"],
+) -> Float[Tensor, ""]:
+    """The mean cross-entropy of the bins, even ones of [-1, 1], of how two residues are turned to one another.
+
+    Of a residue these are the unit vectors u from CA to C, v from CA to N, and w along u x v; of two the inner products
+    u v', u w', v u', v w', w u' and w v'. The arguments are those of `binned_distance_error`.
+    """
+    present = is_present(target)
+    n, ca, c = _atoms(target, present).unbind(-2)
+    u, v = normalize(c - ca, dim=-1), normalize(n - ca, dim=-1)
+    axes = torch.stack((u, v, normalize(torch.linalg.cross(u, v), dim=-1)), dim=-2)
+    products = torch.einsum("brkd,blmd->brlkm", of_neighbours(axes, rows[..., None])[:, :, 0], axes)
+    products = products[..., ~torch.eye(3, dtype=torch.bool, device=products.device)]
+    width = 2 / logits.shape[-1]
+    errors = _surprise(logits, _binned(products, width - 1, width, logits.shape[-1]))
+    return _mean(errors, _pairs_of_two(rows, counts, present)[..., None].expand_as(errors))
+
+
+def residue_error(
+    logits: Float[Tensor, "b length kinds"], target: Float[Tensor, "b length 4 3"], kinds: Int[Tensor, "b length"]
+) -> Float[Tensor, ""]:
+    """The mean cross-entropy of what residues are, over those of the target that are known.
+
+    Args:
+        logits: Of amino acids.
+        target: The backbones to which they belong.
+        kinds: Which amino acids are right, -1 where nobody knows.
+    """
+    return _mean(_surprise(logits, kinds.clamp_min(0)), is_present(target) & (kinds >= 0))
+
+
 def _atoms(backbone: Float[Tensor, "b length 4 3"], present: Bool[Tensor, "b length"]) -> Float[Tensor, "b length 3 3"]:
     """N, CA and C, and zeros where there is no residue: what is not a number would be one in no gradient."""
     return torch.where(present[..., None, None], backbone[:, :, :_ATOMS], 0.0)
 
 
 def _distances(
-    atoms: Float[Tensor, "b length 3 3"], rows: Int[Tensor, "b rows"]
+    atoms: Float[Tensor, "b length atoms 3"], rows: Int[Tensor, "b rows"]
 ) -> Float[Tensor, "b atoms_of_rows atoms_of_all"]:
     chosen = of_neighbours(atoms, rows[..., None])[:, :, 0]
     return torch.cdist(chosen.flatten(1, 2), atoms.flatten(1, 2), compute_mode="donot_use_mm_for_euclid_dist")
@@ -120,6 +172,21 @@ def _pairs(
     counts: Bool[Tensor, "b rows"], present: Bool[Tensor, "b length"], atoms: int
 ) -> Bool[Tensor, "b atoms_of_rows atoms_of_all"]:
     return counts.repeat_interleave(atoms, -1)[:, :, None] & present.repeat_interleave(atoms, -1)[:, None]
+
+
+def _pairs_of_two(
+    rows: Int[Tensor, "b rows"], counts: Bool[Tensor, "b rows"], present: Bool[Tensor, "b length"]
+) -> Bool[Tensor, "b rows length"]:
+    everyone = torch.arange(present.shape[1], device=rows.device)
+    return _pairs(counts, present, 1) & (rows[..., None] != everyone)
+
+
+def _binned(values: Float[Tensor, "*batch"], first_edge: float, width: float, number: int) -> Int[Tensor, "*batch"]:
+    return ((values - first_edge) / width + 1).floor().clamp(0, number - 1).long()
+
+
+def _surprise(logits: Float[Tensor, "*batch bins"], bins: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    return logits.logsumexp(-1) - logits.gather(-1, bins[..., None])[..., 0]
 
 
 def _between_bonded(

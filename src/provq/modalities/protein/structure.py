@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from provq.errors import UsageError
@@ -21,6 +21,7 @@ _LETTERS = {
     **{"ILE": "I", "LEU": "L", "LYS": "K", "MET": "M", "PHE": "F", "PRO": "P", "SER": "S", "THR": "T", "TRP": "W"},
     **{"TYR": "Y", "VAL": "V"},
 }
+AMINO_ACIDS = "".join(_LETTERS.values())  # in the order in which they are numbered
 
 
 class Residue(NamedTuple):
@@ -78,6 +79,11 @@ class Backbone:
     def sequence(self) -> str:
         """One letter a residue; see `one_letter`."""
         return "".join(one_letter(residue.name) for residue in self.residues)
+
+    @property
+    def amino_acids(self) -> Int[Tensor, " length"]:
+        """Which of `AMINO_ACIDS` each residue is, from 0; -1 for X."""
+        return torch.tensor([AMINO_ACIDS.find(letter) for letter in self.sequence], dtype=torch.int64)
 
     @property
     def complete(self) -> Bool[Tensor, " length"]:
