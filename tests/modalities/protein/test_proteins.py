@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from small_recipe import SMALL
 
 import provq
 from provq.data import Skipped, evaluation_batches, training_batches
@@ -19,21 +20,7 @@ from provq.modalities.protein.synthetic import synthetic_backbone
 from provq.recipe import build_parts, load
 from provq.training.trainee import Part
 
-SMALL = [
-    "encoder.width=16",
-    "encoder.depth=1",
-    "encoder.neighbours=4",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
-    "quantizer.codebook_size=16",
-    "quantizer.dim=4",
-    "data.crop=24",
-    "training.batch_size=4",
-    "training.steps=6",
-    "training.probe_every=3",
-    "training.probe_items=4",
-]
+PROBED = [*SMALL, "training.probe_every=3", "training.probe_items=4"]
 
 
 @pytest.fixture
@@ -49,7 +36,7 @@ def folder(tmp_path):
 
 
 def tokenizer(changes=()):
-    return build_parts(load("protein/tiny", [*SMALL, *changes])).tokenizer.eval()
+    return build_parts(load("protein/tiny", [*PROBED, *changes])).tokenizer.eval()
 
 
 def test_a_folder_gives_all_chains_of_all_depths_and_the_reason_why_a_file_has_none(folder):
@@ -146,7 +133,7 @@ def test_a_chain_without_residues_has_no_tokens():
 
 def test_training_with_padding_leaves_everything_finite(folder):
     model = tokenizer().train()
-    parts = build_parts(load("protein/tiny", SMALL))
+    parts = build_parts(load("protein/tiny", PROBED))
     (batch,) = training_batches(
         Crops(read_chains(str(folder), split="train"), length=24, seed=0), batch_size=4, seed=0, first_step=0, steps=1
     )
@@ -182,7 +169,7 @@ def test_the_distortion_is_the_squared_distance_after_superposition():
 
 
 def test_a_run_trains_and_its_evaluation_names_the_four_numbers(tmp_path, folder):
-    model = provq.train("protein/tiny", out=tmp_path / "run", overrides=[*SMALL, f"data.val={folder}"])
+    model = provq.train("protein/tiny", out=tmp_path / "run", overrides=[*PROBED, f"data.val={folder}"])
     numbers = provq.evaluate(model)
     assert {"count", "rmsd", "tm", "lddt", "gdt_ts", "usage", "perplexity", "continuity_gap"} <= numbers.keys()
     assert numbers["count"] == 4
@@ -197,7 +184,7 @@ def test_arms_are_compared_and_take_the_learning_rate_of_the_least_rmsd(tmp_path
         out=tmp_path / "c",
         arms=["hard-ema-revival", "cosine", "continuous"],
         learning_rates=[1, 1e-3],
-        overrides=[*SMALL, "training.steps=8", f"data.train={folder}", f"data.val={folder}"],
+        overrides=[*PROBED, "training.steps=8", f"data.train={folder}", f"data.val={folder}"],
     )
     assert [row["arm"] for row in rows] == ["hard-ema-revival", "cosine", "continuous"]
     assert all(row["rmsd"] > 0 and 0 < row["lddt"] < 1 for row in rows)

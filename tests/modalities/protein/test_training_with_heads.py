@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from small_recipe import SMALL
 
 import provq
 from provq.errors import UsageError
@@ -22,19 +23,9 @@ from provq.training.trainee import Part
 HEADS = ["decoder.pair_rows=6", "decoder.inverse_folding=true"]
 TERMS = ["binned_distance", "binned_direction", "inverse_folding"]
 WEIGHTS = [f"objective.{name}=1.0" for name in TERMS]
-SMALL = [
-    "encoder.width=16",
-    "encoder.depth=1",
-    "encoder.neighbours=4",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
-    "quantizer.codebook_size=16",
-    "quantizer.dim=4",
-    "data.crop=24",
-    "training.batch_size=4",
+ACCUMULATING = [
+    *SMALL,
     "training.accumulate=2",
-    "training.steps=6",
     "training.checkpoint_every=3",
     "training.log_every=1",
     "training.probe_every=0",
@@ -73,12 +64,12 @@ def one_chain():
     ],
 )
 def test_a_weight_without_a_head_is_refused_before_a_run_and_in_it(heads, term, option):
-    recipe = load("protein/tiny", [*SMALL, *heads, f"objective.{term}=0.5"])
+    recipe = load("protein/tiny", [*ACCUMULATING, *heads, f"objective.{term}=0.5"])
     sentence = f"StructureObjective: {term} is above 0, and in training the decoder says nothing of it; set {option}, "
     with pytest.raises(UsageError) as caught:
         build_parts(recipe)
     assert str(caught.value).startswith(sentence)
-    model, part = build_parts(load("protein/tiny", [*SMALL, *heads])).tokenizer, one_chain()
+    model, part = build_parts(load("protein/tiny", [*ACCUMULATING, *heads])).tokenizer, one_chain()
     with pytest.raises(UsageError) as caught:
         StructureObjective(**{term: 0.5})(model(part.values), part)
     assert str(caught.value).startswith(sentence)
@@ -86,7 +77,7 @@ def test_a_weight_without_a_head_is_refused_before_a_run_and_in_it(heads, term, 
 
 @pytest.mark.parametrize("name", TERMS)
 def test_weights_scale_their_terms_and_none_is_negative(name):
-    parts, part = build_parts(load("protein/tiny", [*SMALL, *HEADS, *WEIGHTS])), one_chain()
+    parts, part = build_parts(load("protein/tiny", [*ACCUMULATING, *HEADS, *WEIGHTS])), one_chain()
     parts.tokenizer.quantizer.hardness.fill_(1)
     made = parts.tokenizer(part.values)
     torch.manual_seed(1)
@@ -103,7 +94,7 @@ def test_weights_scale_their_terms_and_none_is_negative(name):
 
 @pytest.mark.parametrize("name", TERMS)
 def test_what_heads_are_asked_reaches_the_encoder_through_continuous_latents(name):
-    parts, part = build_parts(load("protein/tiny", [*SMALL, *HEADS, *WEIGHTS])), one_chain()
+    parts, part = build_parts(load("protein/tiny", [*ACCUMULATING, *HEADS, *WEIGHTS])), one_chain()
     parts.tokenizer.quantizer.hardness.fill_(0)
     parts.objective(parts.tokenizer(part.values), part)[name].backward()
     for network in (parts.tokenizer.encoder, parts.tokenizer.decoder.blocks, parts.tokenizer.decoder.embed):
@@ -113,7 +104,7 @@ def test_what_heads_are_asked_reaches_the_encoder_through_continuous_latents(nam
 
 
 def test_heads_learn_a_chain():
-    parts, part = build_parts(load("protein/tiny", [*SMALL, *HEADS, *WEIGHTS])), one_chain()
+    parts, part = build_parts(load("protein/tiny", [*ACCUMULATING, *HEADS, *WEIGHTS])), one_chain()
     model = parts.tokenizer
     model.quantizer.hardness.fill_(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -139,7 +130,10 @@ def test_a_run_with_heads_goes_on_to_the_bit_and_its_parts_keep_their_amino_acid
         return original(logits, target, kinds)
 
     monkeypatch.setattr(objectives, "residue_error", noting)
-    out, overrides = tmp_path / "run", [*SMALL, *HEADS, *WEIGHTS, f"data.train={folder}", "training.keep_checkpoints=2"]
+    out, overrides = (
+        tmp_path / "run",
+        [*ACCUMULATING, *HEADS, *WEIGHTS, f"data.train={folder}", "training.keep_checkpoints=2"],
+    )
     trained = provq.train("protein/tiny", out=out, overrides=overrides)
     # Chains of a batch are of several lengths, so those of one are known where no other one's are.
     assert judged == [True] * 12
