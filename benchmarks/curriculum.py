@@ -26,12 +26,13 @@ import yaml
 from torch import Tensor, nn
 
 import provq
-from provq.commands.compare import DEFAULT_LEARNING_RATES, differences, summary
+from provq.commands.compare import DEFAULT_LEARNING_RATES, summary
 from provq.curriculum import Adaptive, Constant, Cosine, Deferred, HardnessScheduler, Schedule, hand_over
 from provq.evaluation.diagnostics import effective_dimension, perplexity, usage_recovery
 from provq.evaluation.seeds import paired_difference, spread
 from provq.files import row_from_json, to_json, write_whole
 from provq.quantizers import Continuous, Quantizer, SimVQ, VectorQuantizer
+from tables import table
 
 # ---- synthetic sets: plain PyTorch, a quantizer and a scheduler -----------------------------------------------------
 
@@ -461,20 +462,6 @@ PARTS: dict[str, Callable[[Study], Iterator[str]]] = {
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, key: str) -> str:
-    """Mean and deviation over seeds, an arm a line, and the paired difference of `key` to the first arm."""
-    by_column = {column: summary([{column: float("nan"), **row} for row in rows], column) for column in columns}
-    first = rows[0]["arm"]
-    lines = [f"| arm | {' | '.join(columns)} | {key} - `{first}` |", "|---" * (len(columns) + 2) + "|"]
-    against = differences(rows, key)
-    for arm in by_column[columns[0]]:
-        cells = [_number(*by_column[column][arm]) for column in columns]
-        paired = against.get(arm)
-        said = "" if paired is None else f"{paired.mean:+.3g} [{paired.low:+.3g}, {paired.high:+.3g}], p {paired.p:.2g}"
-        lines.append(f"| `{arm}` | {' | '.join(cells)} | {said} |")
-    return "\n".join(lines)
-
-
 def heat_map(path: Path, columns: Sequence[str], rows: Sequence[str], regrets: Sequence[Sequence[float]]) -> None:
     """Draw how far each arm stays behind the best of each cell, in dB; beyond 1 dB colours change no more."""
     from matplotlib.figure import Figure
@@ -494,13 +481,6 @@ def heat_map(path: Path, columns: Sequence[str], rows: Sequence[str], regrets: S
 
 def _decibels(regrets: Iterable[float]) -> str:
     return " | ".join(f"{regret:.2f}" for regret in regrets)
-
-
-def _number(mean: float, deviation: float) -> str:
-    if mean != mean:
-        return "-"
-    digits = 4 if abs(mean) < 1 else 2 if abs(mean) < 100 else 0
-    return f"{mean:.{digits}f}" + ("" if deviation != deviation else f" ± {deviation:.{digits}f}")
 
 
 def _with_spread(values: Iterable[float], digits: int) -> str:
