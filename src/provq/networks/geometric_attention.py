@@ -19,6 +19,7 @@ from torch.nn.functional import silu, softplus
 
 from provq.networks.base import Encoder
 from provq.ops.frames import Frames, is_present, neighbourhoods, offsets_along_chain
+from provq.ops.lengths import by_length
 from provq.spec import checked
 
 _FARTHEST_OFFSET = 32  # along the chain; beyond it all are alike
@@ -67,6 +68,10 @@ class GeometricAttentionEncoder(Encoder):
 
     def forward(self, items: Float[Tensor, "b length 4 3"]) -> Float[Tensor, "b length dim"]:
         """Latents of backbones in angstrom, NaN where N, CA or C of a residue is missing."""
+        present = is_present(items)
+        return torch.where(present[..., None], by_length(self._latents, present, items), math.nan)
+
+    def _latents(self, items: Float[Tensor, "b length 4 3"]) -> Float[Tensor, "b length dim"]:
         around = neighbourhoods(items, self.neighbours)
         offsets = offsets_along_chain(around.indices, _FARTHEST_OFFSET)
         parts = (
@@ -75,7 +80,7 @@ class GeometricAttentionEncoder(Encoder):
         )
         residues = torch.cat([self._middles(*part) for part in zip(*parts, strict=True)])
         latents: Tensor = self.project(self.norm(residues)).reshape(*items.shape[:2], self.dim)
-        return torch.where(is_present(items)[..., None], latents, math.nan)
+        return latents
 
     def _middles(
         self,

@@ -31,6 +31,7 @@ from provq.ops.frames import (
     residue_frames,
     seen_from,
 )
+from provq.ops.lengths import by_length
 from provq.spec import checked
 
 _UNIT = 10.0  # angstrom; what places are divided by
@@ -93,6 +94,10 @@ class LocalFrameEncoder(Encoder):
 
     def forward(self, items: Float[Tensor, "b length 4 3"]) -> Float[Tensor, "b length dim"]:
         """Latents of backbones in angstrom, NaN where N, CA or C of a residue is missing."""
+        present = is_present(items)
+        return torch.where(present[..., None], by_length(self._latents, present, items), math.nan)
+
+    def _latents(self, items: Float[Tensor, "b length 4 3"]) -> Float[Tensor, "b length dim"]:
         around = neighbourhoods(items, self.neighbours)
         offsets = self.offsets(offsets_along_chain(around.indices, _FARTHEST_OFFSET))
         pairs = self.embed(torch.cat((_geometry(around.frames).to(offsets.dtype), offsets), dim=-1))
@@ -104,7 +109,7 @@ class LocalFrameEncoder(Encoder):
         for messages in self.rounds:
             residues = messages(residues, pairs, around)
         latents: Tensor = self.project(self.norm(residues))
-        return torch.where(is_present(items)[..., None], latents, math.nan)
+        return latents
 
 
 @final

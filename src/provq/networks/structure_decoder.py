@@ -20,6 +20,7 @@ from provq.networks.base import Decoder
 from provq.networks.structure_heads import PairHead, inverse_folding_head
 from provq.networks.transformer import TransformerBlock, rotary_positions
 from provq.ops.frames import IDEAL_ATOMS, Frames, axes, drawn_rows, place_oxygens, to_chain
+from provq.ops.lengths import by_length
 from provq.ops.masking import is_seen
 from provq.spec import checked
 
@@ -77,7 +78,7 @@ class StructureDecoder(Decoder):
     def forward(self, latents: Float[Tensor, "b length dim"]) -> Float[Tensor, "b length 4 3"]:
         """Backbones in angstrom, at least in float32, NaN where a latent is not finite: there is no residue."""
         present = latents.isfinite().all(-1)
-        return self._backbones(self._residues(latents, present), present)
+        return self._backbones(by_length(self._residues, present, latents), present)
 
     def with_beside(
         self, latents: Float[Tensor, "b length dim"], *stages: Int[Tensor, " b"]
@@ -86,7 +87,7 @@ class StructureDecoder(Decoder):
         if not (self.beside and self.training):
             return super().with_beside(latents, *stages)
         present = latents.isfinite().all(-1)
-        residues = self._residues(latents, present)
+        residues = by_length(self._residues, present, latents)
         beside = {}
         if self.pair_head is not None:
             beside["rows"], _ = drawn_rows(present, self.pair_rows)
@@ -95,9 +96,8 @@ class StructureDecoder(Decoder):
             beside["inverse_folding"] = self.residue_head(residues)
         return self._backbones(residues, present), beside
 
-    def _residues(
-        self, latents: Float[Tensor, "b length dim"], present: Bool[Tensor, "b length"]
-    ) -> Float[Tensor, "b length width"]:
+    def _residues(self, latents: Float[Tensor, "b length dim"]) -> Float[Tensor, "b length width"]:
+        present = latents.isfinite().all(-1)
         tokens = self.embed(torch.where(present[..., None], latents, 0.0))
         # Under autocast a linear map gives bfloat16; what all blocks add to keeps the precision of the weights.
         tokens = tokens.to(self.embed.weight.dtype)

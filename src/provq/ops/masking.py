@@ -14,9 +14,14 @@ def where_kept(
 
 
 def is_seen(condition: Bool[Tensor, ""]) -> bool:
-    """Whether a condition holds and can be looked at for nothing: a GPU would have to wait, a compiler cannot.
+    """Whether a condition holds and can be looked at for nothing."""
+    return can_be_seen(condition) and bool(condition)
 
-    Nor can it be seen in a tensor that has a shape and no values.
+
+def can_be_seen(tensor: Tensor) -> bool:
+    """Whether values can be looked at for nothing: a GPU would have to wait, a compiler cannot.
+
+    Nor can they be seen in a tensor that has a shape and no values.
     """
-    has_value = condition.device.type == "cpu" and not isinstance(condition, FakeTensor)
-    return has_value and not torch.compiler.is_compiling() and bool(condition)
+    has_values = tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
+    return has_values and not torch.compiler.is_compiling()
