@@ -403,7 +403,7 @@ def robustness(study: Study) -> Iterator[str]:
         )
         bests.append(max(row["psnr"] for row in rows))
         regrets.append([bests[-1] - row["psnr"] for row in rows])
-    heat_map(study.out / "robustness.png", FEW, [f"{k:,} x {d}, {rate:g}" for k, d, rate in cells], regrets)
+    heat_map(study.out / "robustness.svg", FEW, [f"{k:,} x {d}, {rate:g}" for k, d, rate in cells], regrets)
     by_arm = list(zip(*regrets, strict=True))
     heads = "| codes | dim | learning rate | best (dB) | " + " | ".join(f"`{name}`" for name in FEW) + " |"
     yield f"{heads}\n|{'---|' * (4 + len(FEW))}"
@@ -464,6 +464,7 @@ PARTS: dict[str, Callable[[Study], Iterator[str]]] = {
 
 def heat_map(path: Path, columns: Sequence[str], rows: Sequence[str], regrets: Sequence[Sequence[float]]) -> None:
     """Draw how far each arm stays behind the best of each cell, in dB; beyond 1 dB colours change no more."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.1 * len(columns) + 2, 0.34 * len(rows) + 1.6), layout="constrained")
@@ -476,7 +477,8 @@ def heat_map(path: Path, columns: Sequence[str], rows: Sequence[str], regrets: S
             axes.text(column, row, f"{regret:.2f}", ha="center", va="center", color="w" if regret > 0.5 else "k")
     figure.colorbar(drawn, label="dB behind the best arm of the row")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "provq"}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _decibels(regrets: Iterable[float]) -> str:
