@@ -1,6 +1,6 @@
 """What is progressive quantization worth for protein backbones, at equal budget?
 
-    python benchmarks/proteins.py --data DATA --out runs/proteins [--only small structtoken long]
+    python benchmarks/proteins.py --data DATA --out runs/proteins [--only small structtoken costs long]
 
 DATA is a folder as `provq benchmark structtoken --data` reads it, with structures to train on in `structures/train` and
 to measure on in `structures/cameo2022`. The whole takes about nine hours on two cores; it can be killed at any moment
@@ -10,7 +10,9 @@ OUT; docs/results.md quotes them.
 
 import argparse
 import math
+import resource
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -24,6 +26,8 @@ import yaml
 import provq
 from provq.commands.structtoken import BASELINES
 from provq.files import write_whole
+from provq.modalities.protein.reading import read_structure, structure_files
+from provq.modalities.protein.synthetic import synthetic_backbone
 from tables import table
 
 FROM_THE_FIRST_STEP = {"training": {"curriculum": {"kind": "constant", "value": 1.0}}}
@@ -125,9 +129,48 @@ def long(study: Study) -> Iterator[str]:
     yield table(rows, QUALITY, key="rmsd")
 
 
+def costs(study: Study) -> Iterator[str]:
+    """What reading takes, and how time and memory of a tokenizer of `small` grow with the length of a chain."""
+    files = [path for folder in ("structures", "sensitivity") for _, path in structure_files(study.data / folder)]
+    started = time.perf_counter()
+    residues = sum(len(backbone.residues) for path in files for backbone in read_structure(path).backbones)
+    seconds = time.perf_counter() - started
+    of_2000 = 2000 * seconds / len(files)
+    yield f"{len(files):,} files of {residues:,} residues were read in {seconds:.1f} s: {of_2000:.1f} s for 2,000.\n"
+    yield "| residues | encoded (s) | decoded (s) | memory at its peak, above that of a short chain (MiB) |"
+    yield "|---|---|---|---|"
+    run = study.out / "small" / "progressive" / "seed-0"
+    for length in LENGTHS:
+        with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            encoding, decoding, memory = pool.submit(_cost_of_a_chain, run, length).result()
+        yield f"| {length:,} | {encoding:.2f} | {decoding:.2f} | {memory:.0f} |"
+
+
+def _cost_of_a_chain(run: Path, length: int) -> tuple[float, float, float]:
+    tokenizer = provq.Tokenizer.from_pretrained(run)
+    chain = synthetic_backbone(length=length, seed=0).coordinates[None]
+    with torch.inference_mode():
+        tokenizer.decode(tokenizer.encode(chain[:, :16]))  # what is made on first use is not the chain's
+        idle, started = _peak(), time.perf_counter()
+        tokens = tokenizer.encode(chain)
+        encoded = time.perf_counter()
+        tokenizer.decode(tokens)
+    return encoded - started, time.perf_counter() - encoded, _peak() - idle
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB; Linux counts in KiB
+
+
+LENGTHS = (30, 500, 2000, 4000)
 LONG = 9000
 """Steps of the long run, six times those of `protein/small`."""
-PARTS: dict[str, Callable[[Study], Iterator[str]]] = {"small": small, "structtoken": structtoken, "long": long}
+PARTS: dict[str, Callable[[Study], Iterator[str]]] = {
+    "small": small,
+    "structtoken": structtoken,
+    "costs": costs,
+    "long": long,
+}
 
 
 def main() -> None:
